@@ -1,0 +1,443 @@
+// Package serve wires the daemon: configuration, kernel, director, path and admin.
+package serve
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/rs/zerolog"
+	"golang.org/x/sys/unix"
+
+	"usher/cmd/internal/admin"
+	"usher/cmd/internal/config"
+	"usher/director"
+	"usher/director/placement"
+	"usher/loader"
+	"usher/steer"
+	"usher/steer/auth"
+	"usher/steer/handover"
+	"usher/steer/route"
+)
+
+// resolveTimeout bounds the look-up of backend names at the start.
+const resolveTimeout = 30 * time.Second
+
+// Run is `usher serve`: it returns when ctx ends, or with the error that keeps the
+// daemon from serving.
+func Run(ctx context.Context, cfg *config.Config, version string, logTo io.Writer) error {
+	log := logger(cfg.Log, logTo)
+	for _, w := range cfg.Warnings() {
+		log.Warn().Msg(w.String())
+	}
+	d, err := newDirector(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	driver, err := newAuth(cfg.Auth, log)
+	if err != nil {
+		return err
+	}
+	kernel, reason, err := openKernel(cfg.Steer, log)
+	if err != nil {
+		return err
+	}
+	if kernel != nil {
+		defer kernel.Close()
+	}
+	server, err := newServer(cfg, d, driver, kernel, log)
+	if err != nil {
+		return err
+	}
+	s := &site{cfg: cfg, server: server, kernel: kernel, reason: reason, start: time.Now(), version: version}
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), &metrics{site: s})
+	adm, err := admin.Listen(admin.Config{
+		Socket: cfg.Admin.Socket, HTTP: cfg.Admin.HTTP, Source: s, Gatherer: registry, Log: log,
+	})
+	if err != nil {
+		server.Close()
+		return err
+	}
+
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var admErr error
+	var parts sync.WaitGroup
+	parts.Go(func() {
+		defer cancel()
+		admErr = adm.Run(ctx)
+	})
+	ready := log.Info().Str("mode", string(s.mode())).Str("reason", reason).Int("pid", os.Getpid())
+	if kernel != nil {
+		ready = ready.Strs("interfaces", kernel.Interfaces())
+	}
+	ready.Msg("serving")
+	err = server.Run(ctx)
+	cancel()
+	parts.Wait()
+	if left := server.Counts().ByMode[s.mode()]; kernel != nil && left > 0 {
+		log.Info().Int("sessions", left).Msg("stopped; the kernel goes on with its sessions")
+	}
+	return errors.Join(err, admErr)
+}
+
+func logger(cfg config.Log, to io.Writer) zerolog.Logger {
+	level, err := zerolog.ParseLevel(cfg.Level)
+	if err != nil {
+		level = zerolog.InfoLevel
+	}
+	format := cfg.Format
+	if format == "" {
+		format = "json"
+		if f, ok := to.(*os.File); ok && isTerminal(f) {
+			format = "console"
+		}
+	}
+	if format == "console" {
+		to = zerolog.ConsoleWriter{Out: to, TimeFormat: time.TimeOnly}
+	}
+	return zerolog.New(to).Level(level).With().Timestamp().Logger()
+}
+
+func isTerminal(f *os.File) bool {
+	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
+	return err == nil
+}
+
+func newDirector(ctx context.Context, cfg *config.Config) (*director.Director, error) {
+	format, err := placement.ParseFormat(cfg.Director.UsernameHash)
+	if err != nil {
+		return nil, fmt.Errorf("director.username_hash: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, resolveTimeout)
+	defer cancel()
+	hosts, err := cfg.Hosts(ctx, net.DefaultResolver)
+	if err != nil {
+		return nil, err
+	}
+	d := director.New(director.Config{
+		UserExpire: cfg.Director.UserExpire.Std(), KickDelay: cfg.Director.UserKickDelay.Std(),
+		UsernameHash: format, UserSeparator: cfg.Auth.UserSeparator,
+	})
+	now := time.Now()
+	for _, h := range hosts {
+		d.Step(now, director.HostPut{Host: director.Host(h)})
+	}
+	return d, nil
+}
+
+func newAuth(cfg config.Auth, log zerolog.Logger) (auth.Driver, error) {
+	if cfg.Driver == "static" {
+		return auth.Static{NoPassword: cfg.NoPassword, Host: cfg.Host}, nil
+	}
+	master := auth.Master{User: cfg.MasterUser, Separator: cfg.UserSeparator}
+	if cfg.MasterPasswordFile != "" {
+		b, err := os.ReadFile(cfg.MasterPasswordFile)
+		if err != nil {
+			return nil, fmt.Errorf("auth.master_password_file: %w", err)
+		}
+		master.Password = strings.TrimRight(string(b), "\r\n")
+	}
+	return auth.OpenPasswdFile(cfg.File, master, log)
+}
+
+// openKernel finds the best mode that works here, or exactly the wanted one. Without
+// a kernel the reason says why.
+func openKernel(cfg config.Steer, log zerolog.Logger) (*loader.Kernel, string, error) {
+	mode := cfg.Mode
+	switch mode {
+	case "splice", "copy":
+		return nil, "configured", nil
+	case "auto":
+		// XDP is for physical interfaces and wanted by name: see README.
+		mode = loader.ModeTC
+	}
+	k, err := loader.Open(loader.Config{
+		PinPath: cfg.PinPath, MaxFlows: cfg.MaxFlows, Mode: mode, Interfaces: cfg.Interfaces, Clsact: cfg.ClsAct, Log: log,
+	})
+	switch {
+	case err == nil:
+		return k, "", nil
+	case cfg.Mode == "auto" && !errors.Is(err, loader.ErrLayout) && !errors.Is(err, loader.ErrInUse):
+		log.Warn().Err(err).Msg("the kernel cannot carry sessions here: they stay in user space")
+		return nil, err.Error(), nil
+	}
+	return nil, "", fmt.Errorf("steer.mode = %q: %w", cfg.Mode, err)
+}
+
+func newServer(cfg *config.Config, d *director.Director, driver auth.Driver, k *loader.Kernel, log zerolog.Logger) (*steer.Server, error) {
+	sc := steer.Config{
+		Auth: driver, Director: d, Store: route.Forgetful{}, Sources: cfg.Steer.SourceAddresses,
+		UserMode: steer.ModeSplice, Quiet: cfg.Steer.Quiet.Std, IdleTimeout: cfg.Steer.IdleTimeout.Std(), Log: log,
+	}
+	if cfg.Steer.Mode == "copy" {
+		sc.UserMode = steer.ModeCopy
+	}
+	if k != nil {
+		sc.Kernel, sc.Store = k, k
+	}
+	for _, n := range cfg.Auth.TrustedNetworks {
+		sc.Trusted = append(sc.Trusted, n.Prefix)
+	}
+	for _, l := range cfg.Listeners {
+		sc.Listeners = append(sc.Listeners, steer.Listener{
+			Protocol: l.Protocol, Address: l.Address.AddrPort, BackendPort: uint16(l.BackendPort),
+			Plaintext: !l.DisablePlaintextAuth, MaxConnections: l.MaxConnections,
+		})
+	}
+	return steer.New(sc)
+}
+
+// site is the daemon as the admin interface sees it.
+type site struct {
+	cfg     *config.Config
+	server  *steer.Server
+	kernel  *loader.Kernel // nil: user space only
+	reason  string         // why
+	start   time.Time
+	version string
+}
+
+var _ admin.Source = (*site)(nil)
+
+// mode is what new sessions aim at.
+func (s *site) mode() steer.Mode {
+	if s.kernel != nil {
+		return steer.Mode(s.kernel.Mode())
+	}
+	if s.cfg.Steer.Mode == "copy" {
+		return steer.ModeCopy
+	}
+	return steer.ModeSplice
+}
+
+// Status implements admin.Source.
+func (s *site) Status() admin.Status {
+	counts := s.server.Counts()
+	st := admin.Status{
+		Director: admin.DirectorStatus{Name: s.cfg.Director.Name, UptimeS: time.Since(s.start).Seconds(), Version: s.version},
+		Sessions: admin.SessionCounts{
+			Total: counts.Total, Prelogin: counts.Prelogin,
+			XDP: counts.ByMode[steer.ModeXDP], TC: counts.ByMode[steer.ModeTC],
+			Splice: counts.ByMode[steer.ModeSplice], Copy: counts.ByMode[steer.ModeCopy],
+		},
+		Kernel: admin.KernelStatus{Mode: string(s.mode()), Reason: s.reason},
+	}
+	s.server.Router.View(func(d *director.Director) {
+		st.Director.Users = d.Users()
+		for _, h := range d.Hosts() {
+			st.Hosts = append(st.Hosts, admin.HostStatus{
+				Address: h.Addr, Name: h.Name, Tag: h.Tag, Weight: h.Weight, Up: h.Up, Users: h.Users, Sessions: h.Sessions,
+			})
+		}
+	})
+	if s.kernel != nil {
+		st.Kernel.Program = s.kernel.Program()
+		st.Kernel.Flows = 2 * counts.ByMode[s.mode()]
+		if c, err := s.kernel.Counters(); err == nil {
+			st.Kernel.Packets, st.Kernel.Bytes = c["forwarded"].Packets, c["forwarded"].Bytes
+		}
+	}
+	return st
+}
+
+func expiry(at time.Time) *time.Time {
+	if at.IsZero() {
+		return nil
+	}
+	return &at
+}
+
+// Map implements admin.Source.
+func (s *site) Map() []admin.MapEntry {
+	var all []admin.MapEntry
+	s.server.Router.View(func(d *director.Director) {
+		for e := range d.Entries() {
+			all = append(all, admin.MapEntry{
+				Hash: e.Key.Hash, Users: e.Users, Tag: e.Key.Tag, Host: e.Host, Sessions: e.Sessions,
+				Moving: e.Moving, ExpiresAt: expiry(e.ExpiresAt),
+			})
+		}
+	})
+	return all
+}
+
+// User implements admin.Source. The user of a name that looks like a number is found
+// by its name first, unlike in Dovecot.
+func (s *site) User(name string) (admin.User, error) {
+	var u admin.User
+	var key director.Key
+	found := false
+	s.server.Router.View(func(d *director.Director) {
+		var e director.EntryInfo
+		if e, found = s.entry(d, name); !found {
+			return
+		}
+		key = e.Key
+		u = admin.User{
+			User: name, Hash: key.Hash, Tag: key.Tag, Host: e.Host, ExpiresAt: expiry(e.ExpiresAt), Names: e.Users,
+			Epoch: e.Epoch, Moving: e.Moving, LastRefresh: e.LastRefresh,
+		}
+		u.HashedHost, _ = d.HashedHost(key)
+	})
+	if !found {
+		return u, fmt.Errorf("%w: %s", admin.ErrUnknownUser, name)
+	}
+	for _, i := range s.server.Of(key) {
+		if i.Mode == "" {
+			continue // still logging in
+		}
+		x := admin.Session{
+			Client: i.Client.Remote, Backend: i.Backend.Remote, Protocol: i.Protocol, Mode: string(i.Mode), Since: i.Since,
+			BytesIn: i.ToBackend, BytesOut: i.ToClient,
+			ID: fmt.Sprint(i.ID), User: i.User, State: i.State.String(), Reason: string(i.Reason),
+		}
+		if i.State == steer.Forwarded {
+			if f, err := s.kernel.Flow(i.Client); err == nil {
+				x.BytesIn = f.Bytes
+			}
+			if f, err := s.kernel.Flow(i.Backend); err == nil {
+				x.BytesOut = f.Bytes
+			}
+		}
+		u.Sessions = append(u.Sessions, x)
+	}
+	return u, nil
+}
+
+// entry finds the entry of a user, of any tag, or of a hash in decimal.
+func (s *site) entry(d *director.Director, name string) (director.EntryInfo, bool) {
+	for _, tag := range s.tags() {
+		if e, ok := d.Entry(d.KeyOf(name, tag)); ok {
+			return e, true
+		}
+	}
+	var hash uint32
+	if n, err := fmt.Sscanf(name, "%d", &hash); n == 1 && err == nil && fmt.Sprint(hash) == name {
+		for _, tag := range s.tags() {
+			if e, ok := d.Entry(director.Key{Hash: hash, Tag: tag}); ok {
+				return e, true
+			}
+		}
+	}
+	return director.EntryInfo{}, false
+}
+
+// tags returns the tags of the configured backends, none first.
+func (s *site) tags() []string {
+	all := []string{""}
+	for _, b := range s.cfg.Backends {
+		if b.Tag != "" {
+			all = append(all, b.Tag)
+		}
+	}
+	return all
+}
+
+// Flows implements admin.Source.
+func (s *site) Flows() ([]admin.FlowInfo, error) {
+	if s.kernel == nil {
+		return nil, nil
+	}
+	var all []admin.FlowInfo
+	err := s.kernel.Flows(func(f handover.Flow) bool {
+		i := admin.FlowInfo{
+			User: f.Owner.User, Client: f.Other.Remote, Backend: f.Tuple.Remote, Mode: string(s.mode()),
+			Packets: f.Packets, Bytes: f.Bytes, IdleS: f.Idle.Seconds(), State: f.State(), Direction: "out",
+			Hash: f.Owner.Hash, Epoch: f.Owner.Epoch,
+		}
+		if f.FromClient {
+			i.Client, i.Backend, i.Direction = i.Backend, i.Client, "in"
+		}
+		all = append(all, i)
+		return true
+	})
+	return all, err
+}
+
+// Move implements admin.Source.
+func (s *site) Move(ctx context.Context, user, host string) error {
+	to, err := netip.ParseAddr(host)
+	if err != nil {
+		return fmt.Errorf("%w: host %q is not an IP address", admin.ErrInvalid, host)
+	}
+	tag := ""
+	s.server.Router.View(func(d *director.Director) {
+		for _, h := range d.Hosts() {
+			if h.Addr == to.Unmap() {
+				tag = h.Tag
+			}
+		}
+	})
+	return adminError(s.server.Router.Move(ctx, user, tag, to.Unmap()))
+}
+
+// Kick implements admin.Source.
+func (s *site) Kick(ctx context.Context, user string) error {
+	tag := ""
+	s.server.Router.View(func(d *director.Director) {
+		if e, ok := s.entry(d, user); ok {
+			tag = e.Key.Tag
+		}
+	})
+	return adminError(s.server.Router.Kick(ctx, user, tag))
+}
+
+// HostSet implements admin.Source.
+func (s *site) HostSet(_ context.Context, address string, weight *int, up *bool) error {
+	addr, err := netip.ParseAddr(address)
+	if err != nil {
+		return fmt.Errorf("%w: host %q is not an IP address", admin.ErrInvalid, address)
+	}
+	var host director.Host
+	s.server.Router.View(func(d *director.Director) {
+		for _, h := range d.Hosts() {
+			if h.Addr == addr.Unmap() {
+				host = h.Host
+			}
+		}
+	})
+	if !host.Addr.IsValid() {
+		return fmt.Errorf("%w: %v", admin.ErrUnknownHost, addr)
+	}
+	if weight != nil {
+		host.Weight = *weight
+		s.server.Router.Tell(director.HostPut{Host: host})
+	}
+	if up != nil {
+		s.server.Router.Tell(director.HostUp{Addr: host.Addr, Up: *up})
+	}
+	return nil
+}
+
+// adminError gives the director's errors the identity that the admin interface knows.
+func adminError(err error) error {
+	for _, e := range []struct{ director, admin error }{
+		{director.ErrUnknownUser, admin.ErrUnknownUser},
+		{director.ErrUnknownHost, admin.ErrUnknownHost},
+		{director.ErrTagMismatch, admin.ErrInvalid},
+		{director.ErrMoveInProgress, admin.ErrConflict},
+		{director.ErrHostRemoved, admin.ErrConflict},
+	} {
+		if errors.Is(err, e.director) {
+			return fmt.Errorf("%w (%w)", err, e.admin)
+		}
+	}
+	return err
+}
+
+// Unpin is `usher unpin`.
+func Unpin(_ context.Context, pinPath string) error {
+	return loader.Unpin(cmp.Or(pinPath, config.Default().Steer.PinPath))
+}

@@ -1,0 +1,94 @@
+package director
+
+import (
+	"errors"
+	"net/netip"
+	"time"
+)
+
+// An Effect is something that the director wants done: one of the types in this file.
+type Effect interface{ effect() }
+
+// Assigned answers a Lookup: the user is on this host.
+type Assigned struct {
+	Request uint64
+	Key     Key
+	Host    Host
+	Epoch   uint32 // for SessionStart, and for the flows in the kernel
+}
+
+// Refused answers a Lookup that cannot be served. Reason wraps ErrNoHosts.
+type Refused struct {
+	Request uint64
+	Reason  error
+}
+
+// EntryPut: an entry was made or changed and is to be stored under its key. A mere refresh gives none.
+type EntryPut struct {
+	Key         Key
+	Host        netip.Addr
+	Epoch       uint32 // flows with another epoch stop
+	Active      bool   // it has sessions, and so does not expire
+	LastRefresh time.Time
+}
+
+// NamePut: this user had its first session under the entry. Names of logins that fail are never stored.
+type NamePut struct {
+	Key  Key
+	User string
+}
+
+// EntryDrop: an entry is gone, and its names. Flows without an entry stop.
+type EntryDrop struct{ Key Key }
+
+// Stop: end the sessions of a key whose epoch is Epoch or lower, including those that are still
+// logging in; of one user only if User is not empty. It may hit no session at all.
+type Stop struct {
+	Key    Key
+	User   string
+	Epoch  uint32
+	Reason StopReason
+}
+
+// Done answers a Move or Kick.
+type Done struct {
+	ID  uint64
+	Err error // nil: it is done; otherwise it wraps one of the errors of this package
+}
+
+// A StopReason says why sessions are stopped.
+type StopReason uint8
+
+// The reasons of Stop.
+const (
+	StopMoved       StopReason = iota // the user was moved
+	StopKicked                        // the user was kicked
+	StopHostRemoved                   // the host was removed, or changed its tag
+	StopStale                         // assigned before a move, kick or removal, started after it
+)
+
+// StopReasons lists every reason.
+var StopReasons = []StopReason{StopMoved, StopKicked, StopHostRemoved, StopStale}
+
+func (r StopReason) String() string {
+	return [...]string{"moved", "kicked", "host-removed", "stale"}[r]
+}
+
+// The errors of Refused and Done. Those with details wrap them.
+var (
+	ErrNoHosts        = errors.New("no host is up and has weight")
+	ErrUnknownUser    = errors.New("no such user")
+	ErrUnknownHost    = errors.New("no such host")
+	ErrTagMismatch    = errors.New("the host has another tag")
+	ErrMoveInProgress = errors.New("the user is being moved already")
+	ErrMoveTimeout    = errors.New("old sessions did not end in time")
+	ErrHostRemoved    = errors.New("the host was removed during the move")
+)
+
+func (Assigned) effect()  {}
+func (Refused) effect()   {}
+func (EntryPut) effect()  {}
+func (NamePut) effect()   {}
+func (EntryDrop) effect() {}
+func (Stop) effect()      {}
+func (Done) effect()      {}

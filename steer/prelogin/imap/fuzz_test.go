@@ -1,0 +1,113 @@
+package imap
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"testing"
+
+	"usher/steer/internal/scriptconn"
+	"usher/steer/prelogin"
+	"usher/steer/sasl"
+)
+
+// outcome is everything that a dialogue did, for comparing.
+type outcome struct {
+	logins  []prelogin.Login
+	written string
+	rest    string // residual and unread bytes behind the last attempt
+	err     string
+}
+
+// play runs a dialogue in which the attempt number `accepted` succeeds; 0: none does.
+func play(t *testing.T, conn *scriptconn.Conn, cfg prelogin.Config, accepted int) outcome {
+	t.Helper()
+	var o outcome
+	d := New(conn, cfg)
+	for {
+		login, err := d.Next(t.Context())
+		if err != nil {
+			o.err = err.Error()
+			break
+		}
+		o.logins = append(o.logins, login)
+		if len(o.logins) == accepted {
+			o.rest = string(d.Residual()) + conn.Unread()
+			break
+		}
+		if err := d.Refuse(prelogin.Refusal{Kind: prelogin.AuthFailed}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	o.written = conn.Written()
+	return o
+}
+
+// However the bytes arrive, the dialogue is the same, and nothing behind the login is lost or doubled.
+func FuzzDialogue(f *testing.F) {
+	for _, seed := range []string{
+		"a CAPABILITY\r\nb ID NIL\r\nc LOGIN fred \"x \\\"y\\\\\"\r\nd SELECT INBOX\r\n",
+		"a ID (\"name\" \"x\" {3}\r\nabc NIL)\r\n* LOGIN\r\n",
+		"a LOGIN {4}\r\nfred {3+}\r\na\r\n\r\nb NOOP\r\nc LOGOUT\r\n",
+		"a AUTHENTICATE PLAIN AGZyZWQAeA==\r\nb IDLE\r\n",
+		"a AUTHENTICATE PLAIN\r\nAGZyZWQAeA==\r\nb IDLE\r\n",
+		"a AUTHENTICATE PLAIN =\r\nb AUTHENTICATE PLAIN\r\n*\r\nc FOO {2+}\r\nxx\n",
+		"a LOGIN \x00 {99999999999999999999}\r\n\r\n",
+		"a LOGIN {1+}\r\n\x00 x\r\n",
+	} {
+		f.Add([]byte(seed), uint8(1), uint8(1))
+	}
+	f.Fuzz(func(t *testing.T, data []byte, size, accepted uint8) {
+		cfg := prelogin.Config{Limits: prelogin.Limits{Line: 128, Literal: 64, Bytes: 1024, Commands: 16}}
+		whole := play(t, scriptconn.New(string(data)), cfg, int(accepted))
+		if parts := play(t, scriptconn.Bytewise(int(size)+1, string(data)), cfg, int(accepted)); fmt.Sprint(whole) != fmt.Sprint(parts) {
+			t.Errorf("in one segment:\n%q\nin segments of %d:\n%q", whole, size+1, parts)
+		}
+		if !strings.HasSuffix(string(data), whole.rest) {
+			t.Errorf("rest %q is not the end of the input", whole.rest)
+		}
+		for _, l := range whole.logins {
+			if l.User == "" || l.Tag == "" || !sasl.Allowed(l.User+l.Password+l.Authzid+l.Tag) {
+				t.Errorf("login %q", l)
+			}
+		}
+		if !strings.HasSuffix(whole.written, "\r\n") || strings.ContainsAny(strings.ReplaceAll(whole.written, "\r\n", ""), "\r\n\x00") {
+			t.Errorf("answers %q are not lines", whole.written)
+		}
+	})
+}
+
+// Every way of writing a string gives the string back.
+func FuzzStrings(f *testing.F) {
+	f.Add("fred", `p "a" \ss`)
+	f.Add("fr\u00ebd*master", "")
+	f.Add("a\r\nb", "{3}")
+	f.Add("%", "a\x00")
+	escape := strings.NewReplacer(`\`, `\\`, `"`, `\"`)
+	f.Fuzz(func(t *testing.T, user, password string) {
+		cfg := prelogin.Config{Limits: prelogin.Limits{Line: 1 << 20, Literal: 1 << 20, Bytes: 1 << 22}}
+		ways := map[string]string{
+			"literals": fmt.Sprintf("t LOGIN {%d}\r\n%s {%d}\r\n%s\r\n", len(user), user, len(password), password),
+			"LITERAL+": fmt.Sprintf("t LOGIN {%d+}\r\n%s {%d+}\r\n%s\r\n", len(user), user, len(password), password),
+			"PLAIN":    "t AUTHENTICATE PLAIN " + sasl.Encode([]byte("\x00"+user+"\x00"+password)) + "\r\n",
+		}
+		if !strings.ContainsAny(user+password, "\r\n") {
+			ways["quoted"] = `t LOGIN "` + escape.Replace(user) + `" "` + escape.Replace(password) + "\"\r\n"
+		}
+		good := user != "" && sasl.Allowed(user) && sasl.Allowed(password)
+		for name, command := range ways {
+			conn := scriptconn.New(command + "rest")
+			d := New(conn, cfg)
+			login, err := d.Next(t.Context())
+			if !good {
+				if err != io.EOF {
+					t.Errorf("%s: got %q, %v for strings that nobody may have", name, login, err)
+				}
+				continue
+			}
+			if err != nil || login.User != user || login.Password != password || string(d.Residual()) != "rest" {
+				t.Errorf("%s: got %q, %v\n%s", name, login, err, conn.Dialogue())
+			}
+		}
+	})
+}

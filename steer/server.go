@@ -1,0 +1,315 @@
+package steer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/rs/zerolog"
+	"golang.org/x/sys/unix"
+
+	"usher/director"
+	"usher/steer/auth"
+	"usher/steer/expire"
+	"usher/steer/handover"
+	"usher/steer/prelogin"
+	"usher/steer/route"
+	"usher/steer/upstream"
+)
+
+// Kernel is the kernel side of a site; package loader has it.
+type Kernel interface {
+	handover.Kernel
+	expire.Kernel
+	Mode() string // ModeXDP or ModeTC
+	// DropUnfinished removes the flows that an earlier process had not handed over.
+	DropUnfinished() (int, error)
+}
+
+// Listener is one listening socket.
+type Listener struct {
+	Protocol       string         // "imap" or "pop3"
+	Address        netip.AddrPort // of our socket; [::] takes IPv4 too
+	BackendPort    uint16
+	Plaintext      bool // passwords are allowed from everywhere, not only from Trusted and loopback
+	MaxConnections int  // before login
+}
+
+// Config is what a Server needs.
+type Config struct {
+	Listeners []Listener
+	Auth      auth.Driver
+	Director  *director.Director // with its hosts; the Server owns it from now on
+	Store     route.Store
+	Trusted   []netip.Prefix // networks that may send passwords in plaintext
+	Sources   []netip.Addr   // for connections to backends; empty: the kernel's choice
+
+	Kernel      Kernel               // nil: user space only
+	UserMode    Mode                 // ModeSplice or ModeCopy: how user space moves bytes
+	Quiet       func() time.Duration // silence before a hand-over
+	IdleTimeout time.Duration        // of sessions in the kernel
+
+	Limits prelogin.Limits
+	Log    zerolog.Logger
+}
+
+// Server accepts connections and runs sessions.
+type Server struct {
+	*Table
+	Router *route.Router
+	Stats  Stats
+
+	cfg       Config
+	relayer   handover.Relayer
+	dialer    upstream.Dialer
+	watcher   *expire.Watcher // nil without a kernel
+	log       zerolog.Logger
+	listeners []*listener
+	sessions  sync.WaitGroup
+}
+
+type listener struct {
+	Listener
+	socket   net.Listener
+	protocol protocol
+	waiting  atomic.Int64 // connections before login
+}
+
+// New makes a server and opens its listening sockets. Sessions that an earlier
+// process left in the kernel are adopted; nothing is accepted before Run.
+func New(cfg Config) (_ *Server, err error) {
+	s := &Server{cfg: cfg, log: cfg.Log}
+	s.Stats.init()
+	kernelMode := Mode("")
+	if cfg.Kernel != nil {
+		kernelMode = Mode(cfg.Kernel.Mode())
+		s.relayer.Kernel = cfg.Kernel
+		s.dialer.Kernel = cfg.Kernel
+	}
+	s.Table = newTable(kernelMode, cfg.UserMode)
+	s.Router = route.New(cfg.Director, cfg.Store, s.stop, cfg.Log)
+	s.relayer.Quiet = cfg.Quiet
+	s.relayer.Copy = cfg.UserMode == ModeCopy
+	s.relayer.Undone = func() { s.Stats.Undone.Add(1) }
+	s.dialer.Sources = cfg.Sources
+	if cfg.Kernel != nil {
+		s.watcher = expire.New(cfg.Kernel, (*watched)(s), cfg.IdleTimeout, cfg.Log)
+	}
+	for _, l := range cfg.Listeners {
+		if err := s.listen(l); err != nil {
+			s.closeListeners()
+			return nil, err
+		}
+	}
+	if err := s.adopt(); err != nil {
+		s.closeListeners()
+		return nil, err
+	}
+	return s, nil
+}
+
+func (s *Server) listen(l Listener) error {
+	p, ok := protocols[l.Protocol]
+	if !ok {
+		return fmt.Errorf("listener %v: protocol %q is not built", l.Address, l.Protocol)
+	}
+	lc := net.ListenConfig{
+		KeepAlive: -1, // the handover package decides: a frozen socket must be silent
+		Control: func(_, _ string, c syscall.RawConn) error {
+			var err error
+			cerr := c.Control(func(fd uintptr) {
+				err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
+			})
+			return errors.Join(cerr, err)
+		},
+	}
+	lc.SetMultipathTCP(false) // such a connection cannot be handed over
+	ln, err := lc.Listen(context.Background(), "tcp", l.Address.String())
+	if err != nil {
+		return fmt.Errorf("listen for %s: %w", l.Protocol, err)
+	}
+	s.listeners = append(s.listeners, &listener{Listener: l, protocol: p, socket: ln})
+	return nil
+}
+
+// Close closes the listening sockets of a server that is not Run.
+func (s *Server) Close() { s.closeListeners() }
+
+func (s *Server) closeListeners() {
+	for _, l := range s.listeners {
+		l.socket.Close()
+	}
+}
+
+// Addresses returns where the listeners listen, in the order of the configuration.
+func (s *Server) Addresses() []netip.AddrPort {
+	var all []netip.AddrPort
+	for _, l := range s.listeners {
+		all = append(all, l.socket.Addr().(*net.TCPAddr).AddrPort())
+	}
+	return all
+}
+
+// Run serves until ctx ends. Then it stops accepting and ends the sessions in user
+// space; those in the kernel go on.
+func (s *Server) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var parts sync.WaitGroup
+	failed := make(chan error, len(s.listeners)+2)
+	start := func(run func(context.Context) error) {
+		parts.Go(func() {
+			if err := run(ctx); err != nil {
+				failed <- err
+			}
+		})
+	}
+	start(s.Router.Run)
+	if s.watcher != nil {
+		start(s.watcher.Run)
+	}
+	for _, l := range s.listeners {
+		start(func(ctx context.Context) error { return s.accept(ctx, l) })
+	}
+	var err error
+	select {
+	case <-ctx.Done():
+	case err = <-failed:
+	}
+	cancel()
+	s.closeListeners()
+	s.cancelAll(errShutdown)
+	s.sessions.Wait()
+	parts.Wait()
+	return err
+}
+
+func (s *Server) accept(ctx context.Context, l *listener) error {
+	for {
+		c, err := l.socket.Accept()
+		if err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			if !temporary(err) {
+				return fmt.Errorf("accept at %v: %w", l.Address, err)
+			}
+			s.log.Error().Err(err).Stringer("listener", l.Address).Msg("accept failed, waiting")
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-time.After(100 * time.Millisecond):
+			}
+			continue
+		}
+		s.Stats.Accepted.Add(1)
+		if n := l.waiting.Add(1); l.MaxConnections > 0 && n > int64(l.MaxConnections) {
+			l.waiting.Add(-1)
+			s.Stats.TooMany.Add(1)
+			_ = c.SetWriteDeadline(time.Now().Add(time.Second))
+			_, _ = c.Write([]byte(l.protocol.busy))
+			c.Close()
+			continue
+		}
+		s.sessions.Go(func() { s.serve(ctx, l, c.(*net.TCPConn)) })
+	}
+}
+
+// temporary: accept will work again when others have let go of something.
+func temporary(err error) bool {
+	for _, e := range []error{unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM, unix.ECONNABORTED, unix.EINTR} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
+
+// stop carries out a Stop of the director.
+func (s *Server) stop(stop director.Stop) {
+	for _, client := range s.Table.stop(stop) {
+		s.watcher.End(client, stop.Reason.String())
+	}
+}
+
+// adopt takes over the entries and sessions that an earlier process left.
+func (s *Server) adopt() error {
+	if s.cfg.Kernel == nil {
+		return nil
+	}
+	dropped, err := s.cfg.Kernel.DropUnfinished()
+	if err != nil {
+		return fmt.Errorf("adopt sessions: %w", err)
+	}
+	stored, err := s.cfg.Store.Entries()
+	if err != nil {
+		return fmt.Errorf("adopt entries: %w", err)
+	}
+	epochs := map[director.Key]uint32{}
+	for _, e := range stored {
+		epochs[e.Key] = e.Epoch
+	}
+	counts := map[director.Key]map[string]int{}
+	var stale []handover.Tuple
+	adopted := 0
+	err = s.cfg.Kernel.Flows(func(f handover.Flow) bool {
+		if !f.FromClient || s.find(f.Tuple) != nil {
+			return true
+		}
+		key := director.Key{Hash: f.Owner.Hash, Tag: f.Owner.Tag}
+		if epoch, ok := epochs[key]; !ok || epoch != f.Owner.Epoch {
+			stale = append(stale, f.Tuple)
+			return true
+		}
+		s.Table.adopt(f)
+		adopted++
+		if counts[key] == nil {
+			counts[key] = map[string]int{}
+		}
+		counts[key][f.Owner.User]++
+		return true
+	})
+	if err != nil {
+		return fmt.Errorf("adopt sessions: %w", err)
+	}
+	for _, t := range stale {
+		s.watcher.End(t, "stale")
+	}
+	var entries []director.Adopted
+	for _, e := range stored {
+		last := e.LastSeen
+		if e.Active && counts[e.Key] == nil {
+			last = time.Now() // it had sessions in user space, which ended with the process
+		}
+		entries = append(entries, director.Adopted{
+			Key: e.Key, Host: e.Host, Epoch: e.Epoch, LastRefresh: last, Users: e.Users, Sessions: counts[e.Key],
+		})
+	}
+	s.Router.Tell(director.Adopt{Entries: entries})
+	s.Stats.Adopted.Add(uint64(adopted))
+	if len(entries) > 0 || dropped > 0 {
+		s.log.Info().Int("sessions", adopted).Int("users", len(entries)).Int("stale", len(stale)).
+			Int("unfinished", dropped).Msg("adopted what an earlier process left")
+	}
+	return nil
+}
+
+// watched is the Server as the expire package sees it.
+type watched Server
+
+// Known implements expire.Sessions.
+func (w *watched) Known(client handover.Tuple) bool { return w.Table.find(client) != nil }
+
+// Ended implements expire.Sessions.
+func (w *watched) Ended(client handover.Tuple, toBackend, toClient uint64, how string) {
+	s := (*Server)(w)
+	if x := s.find(client); x != nil && s.stateOf(x) == Forwarded {
+		s.ended(x, s.kernelMode, "", toBackend, toClient, how)
+	}
+}
