@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"time"
 	"unsafe"
 
 	"github.com/cilium/ebpf/btf"
@@ -15,26 +16,42 @@ import (
 	"usher/steer/handover"
 )
 
+// eventInterval is how often events are read. Nobody waits for one: an RST or a stop
+// has had its effect on the packets already. Read in batches they cost nothing;
+// woken up for each, a busy site would spend as much on the end of a session as on
+// its hand-over.
+const eventInterval = 50 * time.Millisecond
+
 // Run calls f for each tuple about which the program has something to tell: its
-// flow saw a FIN, a RST, a SYN or a newer epoch. Which one is in the flow. It returns nil
-// when ctx ends.
+// flow saw a FIN, a RST, a SYN or a newer epoch. Which one is in the flow. It returns
+// nil when ctx ends.
 func (k *Kernel) Run(ctx context.Context, f func(handover.Tuple)) error {
-	stop := context.AfterFunc(ctx, func() { k.events.Close() })
-	defer stop()
+	ticker := time.NewTicker(eventInterval)
+	defer ticker.Stop()
 	var rec ringbuf.Record
 	for {
-		err := k.events.ReadInto(&rec)
-		if errors.Is(err, os.ErrClosed) {
+		select {
+		case <-ctx.Done():
 			return nil
+		case <-ticker.C:
 		}
-		if err != nil {
-			return fmt.Errorf("read events: %w", err)
+		k.events.SetDeadline(time.Unix(1, 0)) // do not wait
+		for {
+			err := k.events.ReadInto(&rec)
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				break
+			}
+			if errors.Is(err, os.ErrClosed) {
+				return nil
+			}
+			if err != nil {
+				return fmt.Errorf("read events: %w", err)
+			}
+			if len(rec.RawSample) < int(unsafe.Sizeof(bpf.SpliceEvent{})) {
+				continue
+			}
+			f(tupleOf((*bpf.SpliceEvent)(unsafe.Pointer(&rec.RawSample[0])).Key))
 		}
-		if len(rec.RawSample) < int(unsafe.Sizeof(bpf.SpliceEvent{})) {
-			continue
-		}
-		e := (*bpf.SpliceEvent)(unsafe.Pointer(&rec.RawSample[0]))
-		f(tupleOf(e.Key))
 	}
 }
 

@@ -267,6 +267,12 @@ func (s *Server) adopt() error {
 			stale = append(stale, f.Tuple)
 			return true
 		}
+		if f.FIN || f.RST {
+			// The flows of an ended session stay for a while; the watcher's sweep removes them.
+			if back, err := s.cfg.Kernel.Flow(f.Other); err != nil || handover.Ended(f, back) {
+				return true
+			}
+		}
 		s.Table.adopt(f)
 		adopted++
 		if counts[key] == nil {

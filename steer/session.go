@@ -57,7 +57,7 @@ func (s *Server) serve(ctx context.Context, l *listener, c *net.TCPConn) {
 	observed, why := s.observe(client)
 	x := s.add(l.Protocol, client, cancel)
 
-	w := &walk{Server: s, session: x, listener: l, client: c, unseen: why}
+	w := &walk{Server: s, session: x, listener: l, client: c, from: client, unseen: why}
 	pair, err := w.login(ctx)
 	l.waiting.Add(-1)
 	if pair == nil {
@@ -116,6 +116,7 @@ type walk struct {
 	session  *Session
 	listener *listener
 	client   *net.TCPConn
+	from     handover.Tuple
 	unseen   handover.Reason // why the client's connection cannot be handed over
 	backend  *upstream.Conn
 	bypassed bool
@@ -148,7 +149,7 @@ func (w *walk) login(ctx context.Context) (*handover.Pair, error) {
 		}
 		refusal := refusalOf(err)
 		w.Stats.refuse(refusal.Kind)
-		w.log.Info().Uint64("session", w.session.id).Str("user", attempt.User).Stringer("client", w.session.client.Remote).
+		w.log.Info().Uint64("session", w.session.id).Str("user", attempt.User).Stringer("client", w.from.Remote).
 			Stringer("kind", refusal.Kind).Err(err).Msg("login refused")
 		if err := dialogue.Refuse(refusal); err != nil {
 			return nil, err
@@ -157,7 +158,7 @@ func (w *walk) login(ctx context.Context) (*handover.Pair, error) {
 }
 
 func (w *walk) trusted() bool {
-	from := w.session.client.Remote.Addr()
+	from := w.from.Remote.Addr()
 	if from.IsLoopback() {
 		return true
 	}
@@ -174,7 +175,7 @@ func (w *walk) attempt(ctx context.Context, attempt prelogin.Login) (user string
 	w.set(w.session, Auth)
 	answer, err := w.cfg.Auth.Authenticate(ctx, auth.Request{
 		Protocol: w.listener.Protocol, Login: attempt,
-		Client: w.session.client.Remote, Local: w.session.client.Local,
+		Client: w.from.Remote, Local: w.from.Local,
 	})
 	if err != nil {
 		return "", upstream.Result{}, err
@@ -213,6 +214,11 @@ func (w *walk) attempt(ctx context.Context, attempt prelogin.Login) (user string
 		if backend.Observed {
 			w.cfg.Kernel.Forget(backend.Tuple)
 		}
+		var rejected *upstream.Rejected
+		if answer.Upstream.MasterUser != "" && errors.As(err, &rejected) && rejected.Kind == prelogin.AuthFailed {
+			// The user's password was right: it is ours that the backend does not take.
+			err = fmt.Errorf("master user at backend %v: %s: %w", host, rejected, auth.ErrTemporary)
+		}
 		return "", upstream.Result{}, err
 	}
 	w.backend = backend
@@ -242,10 +248,10 @@ func refusalOf(err error) prelogin.Refusal {
 func (w *walk) pair(user string, dialogue prelogin.Dialogue, result upstream.Result) *handover.Pair {
 	x := w.session
 	p := &handover.Pair{
-		Client: w.client, Backend: w.backend.TCPConn, ClientTuple: x.client, BackendTuple: w.backend.Tuple,
+		Client: w.client, Backend: w.backend.TCPConn, ClientTuple: w.from, BackendTuple: w.backend.Tuple,
 		ClientReadAhead: dialogue.Residual(), BackendReadAhead: append(result.Reply, result.Residual...),
 		Owner: handover.Owner{
-			Hash: x.key.Hash, Tag: x.key.Tag, Epoch: x.epoch, User: user, Protocol: x.protocol, Since: x.since,
+			Hash: x.key.Hash, Tag: x.key.Tag, Epoch: x.epoch, User: user, Protocol: x.protocol, Since: time.Unix(0, x.since),
 		},
 	}
 	switch {
@@ -276,7 +282,7 @@ func (w *walk) relay(ctx context.Context, p *handover.Pair) handover.Outcome {
 func (s *Server) left(x *Session, err error) {
 	s.end(x)
 	if err != nil && !errors.Is(err, io.EOF) {
-		s.log.Debug().Uint64("session", x.id).Stringer("client", x.client.Remote).Err(err).Msg("connection ended before login")
+		s.log.Debug().Uint64("session", x.id).Stringer("client", x.client.Tuple().Remote).Err(err).Msg("connection ended before login")
 	}
 }
 
@@ -288,9 +294,9 @@ func (s *Server) ended(x *Session, mode Mode, reason handover.Reason, toBackend,
 	}
 	s.Stats.end(End{mode, reason})
 	s.log.Info().Uint64("session", x.id).Str("user", x.user).Str("protocol", x.protocol).
-		Stringer("client", x.client.Remote).Stringer("backend", x.backend.Remote).Str("mode", string(mode)).
+		Stringer("client", x.client.Tuple().Remote).Stringer("backend", x.backend.Tuple().Remote).Str("mode", string(mode)).
 		Str("reason", string(reason)).Uint64("bytes_in", toBackend).Uint64("bytes_out", toClient).
-		Dur("duration", time.Since(x.since).Round(time.Millisecond)).Str("end", how).Msg("session ended")
+		Dur("duration", time.Since(time.Unix(0, x.since)).Round(time.Millisecond)).Str("end", how).Msg("session ended")
 	if tell {
 		s.Router.Tell(ev)
 	}

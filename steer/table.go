@@ -11,24 +11,30 @@ import (
 	"usher/steer/handover"
 )
 
-// Session is one client's connection and login. Everything behind mu of its table
-// is guarded by it.
+// Session is one client's connection and login. What is not constant is guarded by
+// mu of its table. There may be a million of them, idle in the kernel: it is small
+// then, and what only user space needs hangs on live.
 type Session struct {
 	id       uint64
+	since    int64 // ns since 1970
 	protocol string
-	client   handover.Tuple
-	since    time.Time
+	client   handover.Key
 
 	state   State
-	user    string       // as it was routed
-	key     director.Key // of its entry; zero before the route is known and when the director was bypassed
+	over    bool // not in the table any more
 	epoch   uint32
-	backend handover.Tuple
-	pair    *handover.Pair          // while Relayed
-	cancel  context.CancelCauseFunc // while in user space
-	stop    error                   // set once it must end; the reason
-	started bool                    // the director counts it
-	over    bool                    // not in the table any more
+	backend handover.Key
+	key     director.Key // of its entry; zero before the route is known and when the director was bypassed
+	user    string       // as it was routed
+	next    *Session     // under the same key
+	live    *live        // nil once the kernel carries it
+}
+
+// live is what a session has while user space does its work.
+type live struct {
+	pair   *handover.Pair // once it is Relayed
+	cancel context.CancelCauseFunc
+	stop   error // why it must end, once somebody wants that
 }
 
 // SessionInfo describes a session to people.
@@ -59,15 +65,15 @@ type Table struct {
 
 	mu       sync.Mutex
 	next     uint64
-	byClient map[handover.Tuple]*Session
-	byKey    map[director.Key][]*Session // those whose route is known
-	counts   [Forwarded + 1]int          // by state
+	byClient map[handover.Key]*Session
+	byKey    map[director.Key]*Session // the first of those whose route is known
+	counts   [Forwarded + 1]int        // by state
 }
 
 func newTable(kernelMode, userMode Mode) *Table {
 	return &Table{
 		kernelMode: kernelMode, userMode: userMode,
-		byClient: map[handover.Tuple]*Session{}, byKey: map[director.Key][]*Session{},
+		byClient: map[handover.Key]*Session{}, byKey: map[director.Key]*Session{},
 	}
 }
 
@@ -76,8 +82,10 @@ func (t *Table) add(protocol string, client handover.Tuple, cancel context.Cance
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.next++
-	s := &Session{id: t.next, protocol: protocol, client: client, since: time.Now(), cancel: cancel}
-	t.byClient[client] = s
+	s := &Session{
+		id: t.next, protocol: protocol, client: client.Key(), since: time.Now().UnixNano(), live: &live{cancel: cancel},
+	}
+	t.byClient[s.client] = s
 	t.counts[Accepted]++
 	return s
 }
@@ -88,12 +96,11 @@ func (t *Table) adopt(f handover.Flow) *Session {
 	defer t.mu.Unlock()
 	t.next++
 	s := &Session{
-		id: t.next, protocol: f.Owner.Protocol, client: f.Tuple, backend: f.Other, since: f.Owner.Since,
-		state: Forwarded, user: f.Owner.User, epoch: f.Owner.Epoch,
-		key: director.Key{Hash: f.Owner.Hash, Tag: f.Owner.Tag}, started: true,
+		id: t.next, protocol: f.Owner.Protocol, client: f.Tuple.Key(), backend: f.Other.Key(),
+		since: f.Owner.Since.UnixNano(), state: Forwarded,
 	}
 	t.byClient[s.client] = s
-	t.byKey[s.key] = append(t.byKey[s.key], s)
+	t.routeLocked(s, f.Owner.User, director.Key{Hash: f.Owner.Hash, Tag: f.Owner.Tag}, f.Owner.Epoch)
 	t.counts[Forwarded]++
 	return s
 }
@@ -116,8 +123,13 @@ func (t *Table) route(s *Session, user string, key director.Key, epoch uint32) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.unrouteLocked(s)
+	t.routeLocked(s, user, key, epoch)
+}
+
+func (t *Table) routeLocked(s *Session, user string, key director.Key, epoch uint32) {
 	s.user, s.key, s.epoch = user, key, epoch
-	t.byKey[key] = append(t.byKey[key], s)
+	s.next = t.byKey[key]
+	t.byKey[key] = s
 }
 
 // unroute takes that back: the login failed.
@@ -131,29 +143,29 @@ func (t *Table) unrouteLocked(s *Session) {
 	if s.key == (director.Key{}) {
 		return
 	}
-	list := t.byKey[s.key]
-	for i, other := range list {
-		if other == s {
-			list[i] = list[len(list)-1]
-			list[len(list)-1] = nil
-			list = list[:len(list)-1]
-			break
+	// A user has few sessions.
+	if first := t.byKey[s.key]; first == s {
+		if s.next == nil {
+			delete(t.byKey, s.key)
+		} else {
+			t.byKey[s.key] = s.next
+		}
+	} else {
+		for ; first != nil; first = first.next {
+			if first.next == s {
+				first.next = s.next
+				break
+			}
 		}
 	}
-	if len(list) == 0 {
-		delete(t.byKey, s.key)
-	} else {
-		t.byKey[s.key] = list
-	}
-	s.key = director.Key{}
+	s.key, s.next = director.Key{}, nil
 }
 
 // relayed: the login succeeded.
 func (t *Table) relayed(s *Session, user string, pair *handover.Pair) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	s.user, s.pair, s.backend = user, pair, pair.BackendTuple
-	s.started = s.key != director.Key{}
+	s.user, s.live.pair, s.backend = user, pair, pair.BackendTuple.Key()
 	t.setLocked(s, Relayed)
 }
 
@@ -162,9 +174,10 @@ func (t *Table) relayed(s *Session, user string, pair *handover.Pair) {
 func (t *Table) forwarded(s *Session) (stop error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	s.pair, s.cancel = nil, nil
+	stop = s.live.stop
+	s.live = nil
 	t.setLocked(s, Forwarded)
-	return s.stop
+	return stop
 }
 
 // end removes a session; ok is false when that has been done before. It returns the
@@ -182,15 +195,16 @@ func (t *Table) end(s *Session) (ev director.SessionEnd, tell, ok bool) {
 	}
 	t.counts[s.state]--
 	ev = director.SessionEnd{Key: s.key, User: s.user, Epoch: s.epoch}
+	tell = s.state >= Relayed && s.key != director.Key{}
 	t.unrouteLocked(s)
-	return ev, s.started, true
+	return ev, tell, true
 }
 
 // find returns the session with this client connection.
 func (t *Table) find(client handover.Tuple) *Session {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.byClient[client]
+	return t.byClient[client.Key()]
 }
 
 func (t *Table) stateOf(s *Session) State {
@@ -210,28 +224,28 @@ func (t *Table) stop(stop director.Stop) (inKernel []handover.Tuple) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	why := stopped{stop.Reason.String()}
-	for _, s := range t.byKey[stop.Key] {
+	for s := t.byKey[stop.Key]; s != nil; s = s.next {
 		if s.epoch > stop.Epoch || stop.User != "" && s.user != stop.User {
 			continue
 		}
-		s.stop = why
-		if s.state == Forwarded {
-			inKernel = append(inKernel, s.client)
-		} else if s.cancel != nil {
-			s.cancel(why)
+		if s.live == nil {
+			inKernel = append(inKernel, s.client.Tuple())
+			continue
 		}
+		s.live.stop = why
+		s.live.cancel(why)
 	}
 	return inKernel
 }
 
 func (t *Table) info(s *Session) SessionInfo {
 	i := SessionInfo{
-		ID: s.id, Protocol: s.protocol, Client: s.client, Backend: s.backend, User: s.user, Key: s.key,
-		State: s.state, Mode: t.mode(s), Since: s.since,
+		ID: s.id, Protocol: s.protocol, Client: s.client.Tuple(), Backend: s.backend.Tuple(), User: s.user, Key: s.key,
+		State: s.state, Mode: t.mode(s), Since: time.Unix(0, s.since),
 	}
-	if s.pair != nil {
-		i.Reason = s.pair.Reason()
-		i.ToBackend, i.ToClient = s.pair.ToBackend.Load(), s.pair.ToClient.Load()
+	if s.live != nil && s.live.pair != nil {
+		i.Reason = s.live.pair.Reason()
+		i.ToBackend, i.ToClient = s.live.pair.ToBackend.Load(), s.live.pair.ToClient.Load()
 	}
 	return i
 }
@@ -263,8 +277,8 @@ func (t *Table) Sessions(keep func(SessionInfo) bool) []SessionInfo {
 func (t *Table) Of(key director.Key) []SessionInfo {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	found := make([]SessionInfo, 0, len(t.byKey[key]))
-	for _, s := range t.byKey[key] {
+	var found []SessionInfo
+	for s := t.byKey[key]; s != nil; s = s.next {
 		found = append(found, t.info(s))
 	}
 	return found
@@ -288,8 +302,8 @@ func (t *Table) StayReasons() map[handover.Reason]int {
 	defer t.mu.Unlock()
 	reasons := map[handover.Reason]int{}
 	for _, s := range t.byClient {
-		if s.pair != nil {
-			reasons[s.pair.Reason()]++
+		if s.live != nil && s.live.pair != nil {
+			reasons[s.live.pair.Reason()]++
 		}
 	}
 	return reasons
@@ -300,8 +314,8 @@ func (t *Table) cancelAll(why error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, s := range t.byClient {
-		if s.cancel != nil {
-			s.cancel(why)
+		if s.live != nil {
+			s.live.cancel(why)
 		}
 	}
 }

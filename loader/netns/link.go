@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -64,8 +65,11 @@ func (ns *NS) Bridge(name string, ports ...string) error {
 	return ns.SetUp(name)
 }
 
-// AddAddr gives an interface an address with the length of its network. An IPv6 address is usable at
-// once: nobody else can have it, so duplicate detection is left out.
+// settleTimeout bounds the wait for what the kernel does in its work queues; on a busy machine it takes milliseconds.
+const settleTimeout = 10 * time.Second
+
+// AddAddr gives an interface an address with the length of its network. The address is usable when it
+// returns. For IPv6 that means without duplicate detection (nobody else can have it).
 func (ns *NS) AddAddr(name string, prefix netip.Prefix) error {
 	link, err := ns.link(name)
 	if err != nil {
@@ -78,7 +82,28 @@ func (ns *NS) AddAddr(name string, prefix netip.Prefix) error {
 	if err := ns.Netlink().AddrAdd(link, addr); err != nil {
 		return fmt.Errorf("add address %s to %s: %w", prefix, name, err)
 	}
+	if prefix.Addr().Is6() {
+		return ns.awaitLocal(prefix.Addr())
+	}
 	return nil
+}
+
+// awaitLocal waits until an IPv6 address is in use. Even without duplicate detection that is the job of a work queue, which
+// first joins the groups that neighbours ask in and then adds a route to the local table. A neighbour that
+// asks too early gets no answer and asks again only after a second.
+func (ns *NS) awaitLocal(addr netip.Addr) error {
+	want := &netlink.Route{Table: unix.RT_TABLE_LOCAL, Dst: ipNet(netip.PrefixFrom(addr, 128))}
+	for end := time.Now().Add(settleTimeout); ; time.Sleep(time.Millisecond) {
+		routes, err := ns.Netlink().RouteListFiltered(unix.AF_INET6, want, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_DST)
+		switch {
+		case err != nil:
+			return fmt.Errorf("list local routes: %w", err)
+		case len(routes) > 0:
+			return nil
+		case time.Now().After(end):
+			return fmt.Errorf("address %s is not in use after %s", addr, settleTimeout)
+		}
+	}
 }
 
 // AddRoute sends packets for to by way of the neighbour via.

@@ -82,7 +82,8 @@ func (w *Watcher) Run(ctx context.Context) error {
 	}()
 	ticker := time.NewTicker(tick)
 	defer ticker.Stop()
-	sweep := time.NewTicker(sweepEvery)
+	// At once for what has ended while nobody watched.
+	sweep := time.NewTimer(0)
 	defer sweep.Stop()
 	for {
 		select {
@@ -94,6 +95,7 @@ func (w *Watcher) Run(ctx context.Context) error {
 			if err := w.Sweep(); err != nil {
 				w.log.Error().Err(err).Msg("sweep of flows failed")
 			}
+			sweep.Reset(sweepEvery)
 		case err := <-failed:
 			return err
 		}
@@ -120,6 +122,9 @@ func (w *Watcher) pair(t handover.Tuple) (client, backend handover.Flow, err err
 }
 
 func (w *Watcher) examine(t handover.Tuple) {
+	if x := w.closing[t]; x != nil && x.told {
+		return
+	}
 	c, b, err := w.pair(t)
 	if err != nil {
 		return
@@ -174,6 +179,9 @@ func (w *Watcher) Sweep() error {
 	var examine, silent, strange []handover.Tuple
 	err := w.kernel.Flows(func(f handover.Flow) bool {
 		if !f.FromClient {
+			if f.RST {
+				examine = append(examine, f.Tuple)
+			}
 			return true
 		}
 		switch {

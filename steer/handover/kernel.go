@@ -1,6 +1,7 @@
 package handover
 
 import (
+	"encoding/binary"
 	"errors"
 	"net/netip"
 	"time"
@@ -9,6 +10,31 @@ import (
 // Tuple names one TCP connection of this host: one leg of a session.
 type Tuple struct {
 	Remote, Local netip.AddrPort
+}
+
+// Key is a Tuple in 36 bytes, for tables that have an entry per session: addresses
+// (IPv4 as ::ffff:a.b.c.d) and ports of the remote and the local end.
+type Key [36]byte
+
+// Key returns the Tuple's Key.
+func (t Tuple) Key() (k Key) {
+	remote, local := t.Remote.Addr().As16(), t.Local.Addr().As16()
+	copy(k[0:], remote[:])
+	copy(k[16:], local[:])
+	binary.BigEndian.PutUint16(k[32:], t.Remote.Port())
+	binary.BigEndian.PutUint16(k[34:], t.Local.Port())
+	return k
+}
+
+// Tuple returns the Key's Tuple; the zero Tuple for the zero Key.
+func (k Key) Tuple() Tuple {
+	if k == (Key{}) {
+		return Tuple{}
+	}
+	end := func(address, port int) netip.AddrPort {
+		return netip.AddrPortFrom(netip.AddrFrom16([16]byte(k[address:])).Unmap(), binary.BigEndian.Uint16(k[port:]))
+	}
+	return Tuple{Remote: end(0, 32), Local: end(16, 34)}
 }
 
 // Leg is what Kernel.Forward needs to know of one leg: how packets that arrive

@@ -97,6 +97,8 @@ func mismatch(c, b options) Reason {
 	switch {
 	case c.mptcp || b.mptcp:
 		return MPTCP
+	case c.advMSS > maxSeg || b.advMSS > maxSeg:
+		return Unobserved // only the loopback interface has such packets: the peer is on this host
 	case c.timestamps != b.timestamps:
 		return Timestamps
 	case c.sack != b.sack:
