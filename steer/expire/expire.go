@@ -57,7 +57,7 @@ type Watcher struct {
 
 type closing struct {
 	backend handover.Tuple
-	since   time.Time
+	since   time.Time // of the second FIN, then of the end
 	told    bool
 }
 
@@ -145,7 +145,7 @@ func (w *Watcher) examine(t handover.Tuple) {
 		w.closing[c.Tuple] = x
 	}
 	if !x.told && handover.Ended(c, b) {
-		x.told = true
+		x.told, x.since = true, time.Now()
 		w.sessions.Ended(c.Tuple, c.Bytes, b.Bytes, "closed")
 	}
 }
