@@ -208,6 +208,36 @@ func interfaces(nl *netlink.Handle, names []string) ([]netlink.Link, error) {
 	if len(names) > 0 {
 		return found, nil
 	}
+	links, err := routedLinks(nl)
+	if err != nil {
+		return nil, err
+	}
+	for _, l := range links {
+		if Ethernet(l) {
+			found = append(found, l)
+		}
+	}
+	if len(found) == 0 {
+		return nil, errors.New("no Ethernet interface carries a route: name some in steer.interfaces")
+	}
+	return found, nil
+}
+
+// Ethernet reports whether the programs can be attached to an interface.
+func Ethernet(l netlink.Link) bool { return l.Attrs().EncapType == "ether" }
+
+// RoutedLinks returns every interface of the calling thread's namespace that carries a unicast
+// route, except loopback. Those that are Ethernet are the ones Open attaches to when none is named.
+func RoutedLinks() ([]netlink.Link, error) {
+	nl, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("open netlink: %w", err)
+	}
+	defer nl.Close()
+	return routedLinks(nl)
+}
+
+func routedLinks(nl *netlink.Handle) ([]netlink.Link, error) {
 	routed := map[int]bool{}
 	routes, err := nl.RouteList(nil, netlink.FAMILY_ALL)
 	if err != nil {
@@ -222,17 +252,15 @@ func interfaces(nl *netlink.Handle, names []string) ([]netlink.Link, error) {
 			routed[hop.LinkIndex] = true
 		}
 	}
-	links, err := nl.LinkList()
+	all, err := nl.LinkList()
 	if err != nil {
 		return nil, fmt.Errorf("list interfaces: %w", err)
 	}
-	for _, l := range links {
-		if routed[l.Attrs().Index] && l.Attrs().EncapType == "ether" {
+	var found []netlink.Link
+	for _, l := range all {
+		if routed[l.Attrs().Index] && l.Attrs().EncapType != "loopback" {
 			found = append(found, l)
 		}
-	}
-	if len(found) == 0 {
-		return nil, errors.New("no Ethernet interface carries a route: name some in steer.interfaces")
 	}
 	return found, nil
 }

@@ -124,8 +124,6 @@ func (p *proxy) session(t *testing.T, c *net.TCPConn, backend netip.AddrPort) {
 	}
 	n, _ := p.stayed.LoadOrStore(pair.Reason(), new(atomic.Int64))
 	n.(*atomic.Int64).Add(1)
-	p.kernel.Forget(ct)
-	p.kernel.Forget(b.Tuple)
 }
 
 // echo answers every byte, and half-closes when the client has.
@@ -150,7 +148,7 @@ func talk(c net.Conn, rounds int) error {
 	for i := range rounds {
 		n := 1 + mrand.IntN(3000)
 		if mrand.IntN(4) == 0 {
-			n = 1 + mrand.IntN(300_000)
+			n = 1 + mrand.IntN(150_000)
 		}
 		out := make([]byte, n)
 		rand.Read(out)
@@ -232,7 +230,7 @@ func TestHandover(t *testing.T) {
 }
 
 func exchange(t *testing.T, l *lab.Lab, k *loader.Kernel, n lab.Net, stays handover.Reason) {
-	const sessions, rounds = 60, 25
+	const sessions, rounds = 40, 16
 	front, err := l.Director.Listen("tcp", netip.AddrPortFrom(n.Service, 143).String())
 	if err != nil {
 		t.Fatal(err)

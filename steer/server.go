@@ -174,8 +174,11 @@ func (s *Server) Run(ctx context.Context) error {
 	if s.watcher != nil {
 		start(s.watcher.Run)
 	}
+	// Sessions are told why they end, and so do not end with ctx.
+	sctx, endSessions := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer endSessions(nil)
 	for _, l := range s.listeners {
-		start(func(ctx context.Context) error { return s.accept(ctx, l) })
+		start(func(ctx context.Context) error { return s.accept(ctx, sctx, l) })
 	}
 	var err error
 	select {
@@ -184,13 +187,14 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	cancel()
 	s.closeListeners()
-	s.cancelAll(errShutdown)
+	endSessions(errShutdown)
 	s.sessions.Wait()
 	parts.Wait()
 	return err
 }
 
-func (s *Server) accept(ctx context.Context, l *listener) error {
+// accept starts a session, under sctx, for each connection until ctx ends.
+func (s *Server) accept(ctx, sctx context.Context, l *listener) error {
 	for {
 		c, err := l.socket.Accept()
 		if err != nil {
@@ -217,7 +221,7 @@ func (s *Server) accept(ctx context.Context, l *listener) error {
 			c.Close()
 			continue
 		}
-		s.sessions.Go(func() { s.serve(ctx, l, c.(*net.TCPConn)) })
+		s.sessions.Go(func() { s.serve(sctx, l, c.(*net.TCPConn)) })
 	}
 }
 

@@ -25,19 +25,15 @@ type protocol struct {
 	dialogue func(net.Conn, prelogin.Config) prelogin.Dialogue
 	login    func(context.Context, net.Conn, upstream.Credentials, upstream.Limits) (upstream.Result, error)
 	busy     string // instead of a greeting
-	bye      string // to a client before its login, when the server stops
 }
 
 var protocols = map[string]protocol{
-	"imap": {imap.New, upimap.Login, "* BYE [UNAVAILABLE] Too many connections, try again later.\r\n", "* BYE [UNAVAILABLE] Server is restarting.\r\n"},
-	"pop3": {pop3.New, uppop3.Login, "-ERR [SYS/TEMP] Too many connections, try again later.\r\n", "-ERR [SYS/TEMP] Server is restarting.\r\n"},
+	"imap": {imap.New, upimap.Login, "* BYE [UNAVAILABLE] Too many connections, try again later.\r\n"},
+	"pop3": {pop3.New, uppop3.Login, "-ERR [SYS/TEMP] Too many connections, try again later.\r\n"},
 }
 
-const (
-	// routeTimeout bounds the wait for the end of a user's move, as Dovecot's director does.
-	routeTimeout = 60 * time.Second
-	byeTimeout   = time.Second
-)
+// routeTimeout bounds the wait for the end of a user's move, as Dovecot's director does.
+const routeTimeout = 60 * time.Second
 
 func tupleOf(c *net.TCPConn) handover.Tuple {
 	ap := func(a net.Addr) netip.AddrPort {
@@ -74,12 +70,6 @@ func (s *Server) serve(ctx context.Context, l *listener, c *net.TCPConn) {
 			s.watcher.End(client, how(stop))
 		}
 		return
-	}
-	if observed {
-		s.cfg.Kernel.Forget(client)
-	}
-	if w.backend.Observed {
-		s.cfg.Kernel.Forget(w.backend.Tuple)
 	}
 	err = outcome.Err
 	if cause := context.Cause(ctx); cause != nil {
@@ -133,10 +123,6 @@ func (w *walk) login(ctx context.Context) (*handover.Pair, error) {
 		w.set(w.session, Prelogin)
 		attempt, err := dialogue.Next(ctx)
 		if err != nil {
-			if errors.Is(context.Cause(ctx), errShutdown) {
-				_ = w.client.SetWriteDeadline(time.Now().Add(byeTimeout))
-				_, _ = io.WriteString(w.client, w.listener.protocol.bye)
-			}
 			return nil, err
 		}
 		user, result, err := w.attempt(ctx, attempt)
@@ -211,7 +197,7 @@ func (w *walk) attempt(ctx context.Context, attempt prelogin.Login) (user string
 	result, err := w.listener.protocol.login(ctx, backend, answer.Upstream, upstream.Limits{})
 	if err != nil {
 		backend.Close()
-		if backend.Observed {
+		if backend.NotObserved == handover.Spliced {
 			w.cfg.Kernel.Forget(backend.Tuple)
 		}
 		var rejected *upstream.Rejected

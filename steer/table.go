@@ -309,16 +309,5 @@ func (t *Table) StayReasons() map[handover.Reason]int {
 	return reasons
 }
 
-// cancelAll ends everything in user space.
-func (t *Table) cancelAll(why error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	for _, s := range t.byClient {
-		if s.live != nil {
-			s.live.cancel(why)
-		}
-	}
-}
-
 // errShutdown is the cause when the server stops.
 var errShutdown = errors.New("server stops")

@@ -4,12 +4,15 @@ package main
 
 import (
 	"context"
+	"io"
 	"os"
 	"runtime/debug"
 
 	"usher/cmd/internal/cli"
 	"usher/cmd/internal/config"
+	"usher/cmd/internal/demo"
 	"usher/cmd/internal/serve"
+	"usher/loader/probe"
 )
 
 // version is set by the linker for releases: -X main.version=v1.2.3.
@@ -24,6 +27,10 @@ func main() {
 		Serve: func(ctx context.Context, cfg *config.Config) error {
 			return serve.Run(ctx, cfg, versionString(), os.Stderr)
 		},
+		Probe: func(ctx context.Context, w io.Writer, asJSON bool) error {
+			return probe.Print(ctx, w, asJSON, probe.Options{PinPath: config.Default().Steer.PinPath})
+		},
+		Demo:  demo.Run,
 		Unpin: serve.Unpin,
 	}, os.Args[1:]))
 }

@@ -76,7 +76,8 @@ type relay struct {
 }
 
 // Run moves the session's bytes until both directions have ended or the kernel
-// took over. It closes both connections in any case. Cancelling ctx ends the session.
+// took over. It closes both connections in any case, and forgets their flows unless
+// they are forwarded. Cancelling ctx ends the session.
 func (r *Relayer) Run(ctx context.Context, p *Pair) Outcome {
 	defer p.Client.Close()
 	defer p.Backend.Close()
@@ -87,7 +88,7 @@ func (r *Relayer) Run(ctx context.Context, p *Pair) Outcome {
 
 	reason := x.eligible()
 	p.reason.Store(reason)
-	stop := context.AfterFunc(ctx, func() { p.Client.Close(); p.Backend.Close() })
+	stop := context.AfterFunc(ctx, x.cut)
 	defer stop()
 	for _, m := range x.pumps {
 		go m.run()
@@ -98,6 +99,11 @@ func (r *Relayer) Run(ctx context.Context, p *Pair) Outcome {
 		if reason == Spliced {
 			return Outcome{Forwarded: true}
 		}
+	}
+	if x.kernel != nil {
+		// Before the sockets are closed: a new connection may have the same tuple then.
+		x.kernel.Forget(p.ClientTuple)
+		x.kernel.Forget(p.BackendTuple)
 	}
 	keepalive(p.Client)
 	keepalive(p.Backend)
@@ -280,14 +286,19 @@ func (x *relay) wait() error {
 		m.done = nil // a closed channel would be chosen again
 		if m.err != nil && first == nil {
 			first = m.err
-			// Reset rather than close, so that nobody takes a cut for an end.
-			_ = x.pair.Client.SetLinger(0)
-			_ = x.pair.Backend.SetLinger(0)
-			x.pair.Client.Close()
-			x.pair.Backend.Close()
+			x.cut()
 		}
 	}
 	return first
+}
+
+// cut resets both connections rather than closing them, so that nobody takes a cut
+// for an end.
+func (x *relay) cut() {
+	for _, c := range []*net.TCPConn{x.pair.Client, x.pair.Backend} {
+		_ = c.SetLinger(0)
+		c.Close()
+	}
 }
 
 // pump moves one direction.
@@ -347,10 +358,15 @@ func (m *pump) run() {
 		if full++; full < longTransfer {
 			continue
 		}
-		full = 0
-		if err := m.splice(); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
-			m.err = err
-			return
+		for full > 0 {
+			n, err := m.splice(raw)
+			if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+				m.err = err
+				return
+			}
+			if err != nil || n < bufferSize {
+				full = 0
+			}
 		}
 	}
 }
@@ -401,13 +417,23 @@ func (m *pump) write(b []byte) error {
 	return err
 }
 
-// splice moves up to splicePiece bytes inside the kernel, by net.TCPConn's use of
-// splice(2). A read deadline ends it with nothing left in the pipe, so it may be parked.
-func (m *pump) splice() error {
-	n, err := m.dst.ReadFrom(&io.LimitedReader{R: m.src, N: splicePiece})
+// splice moves what has arrived, up to splicePiece bytes, inside the kernel, by
+// net.TCPConn's use of splice(2). It never waits for more: what has moved is counted
+// when it is told, also when the sender makes a pause.
+func (m *pump) splice(raw syscall.RawConn) (n int64, err error) {
+	waiting := 0
+	if err := raw.Control(func(fd uintptr) { waiting, err = unix.IoctlGetInt(int(fd), unix.SIOCINQ) }); err != nil {
+		return 0, err
+	}
+	if err != nil || waiting < bufferSize {
+		return 0, os.NewSyscallError("SIOCINQ", err)
+	}
+	m.writing.Store(true)
+	n, err = m.dst.ReadFrom(&io.LimitedReader{R: m.src, N: int64(min(waiting, splicePiece))})
 	m.count.Add(uint64(n))
 	m.last.Store(monotonic())
-	return err
+	m.writing.Store(false)
+	return n, err
 }
 
 // The other side may have closed or reset already: then there is nothing to half-close.

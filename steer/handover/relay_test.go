@@ -232,6 +232,8 @@ type unsettled struct {
 	err     error
 }
 
+func (k *unsettled) Forget(Tuple) {}
+
 func (k *unsettled) Freeze(Tuple, Tuple, time.Duration) (c, b Observed, err error) {
 	k.freezes.Add(1)
 	return c, b, k.err

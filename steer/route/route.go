@@ -63,6 +63,7 @@ type Router struct {
 	mu       sync.Mutex
 	director *director.Director
 	next     uint64
+	armed    time.Time                         // what Run waits for; zero: nothing
 	waiting  map[uint64]chan<- director.Effect // Assigned, Refused or Done
 }
 
@@ -88,12 +89,12 @@ func (r *Router) Run(ctx context.Context) error {
 			r.Tell(director.Tick{})
 		}
 		r.mu.Lock()
-		next := r.director.Next()
-		r.mu.Unlock()
+		r.armed = r.director.Next()
 		wait := time.Hour
-		if !next.IsZero() {
-			wait = max(time.Until(next), 0)
+		if !r.armed.IsZero() {
+			wait = max(time.Until(r.armed), 0)
 		}
+		r.mu.Unlock()
 		timer.Reset(wait)
 	}
 }
@@ -126,16 +127,19 @@ func (r *Router) step(ev director.Event) (stops []director.Stop) {
 			stops = append(stops, e)
 		}
 	}
+	if next := r.director.Next(); !next.IsZero() && (r.armed.IsZero() || next.Before(r.armed)) {
+		r.armed = next
+		select {
+		case r.wake <- struct{}{}:
+		default:
+		}
+	}
 	return stops
 }
 
 func (r *Router) finish(stops []director.Stop) {
 	for _, s := range stops {
 		r.stop(s)
-	}
-	select {
-	case r.wake <- struct{}{}:
-	default:
 	}
 }
 
@@ -170,8 +174,9 @@ func (r *Router) ask(ctx context.Context, event func(id uint64) director.Event) 
 	}
 	r.mu.Lock()
 	delete(r.waiting, id)
-	r.step(director.Forget{Request: id})
+	stops = r.step(director.Forget{Request: id})
 	r.mu.Unlock()
+	r.finish(stops)
 	return nil, context.Cause(ctx)
 }
 

@@ -37,10 +37,8 @@ type Dialer struct {
 type Conn struct {
 	*net.TCPConn
 	Tuple handover.Tuple
-	// Observed says that the connection has an entry in the flow map, which its
-	// user must Forget at the end unless the session was handed over.
-	Observed bool
-	// NotObserved says why not; handover.Spliced when it is.
+	// NotObserved says why the connection has no entry in the flow map. When it has
+	// one (handover.Spliced), its user must Forget it, unless handover.Run was called.
 	NotObserved handover.Reason
 }
 
@@ -72,25 +70,28 @@ func (d *Dialer) Dial(ctx context.Context, to netip.AddrPort, strip handover.Str
 		return nil, err
 	}
 	if d.Kernel == nil {
-		return d.connect(ctx, source, to, mss, handover.ModeOff)
+		return d.connect(ctx, netip.AddrPortFrom(source, 0), to, mss, handover.ModeOff)
 	}
 	low, high := ports()
 	for range portTries {
 		local := netip.AddrPortFrom(source, uint16(low+rand.IntN(high-low+1)))
 		tuple := handover.Tuple{Remote: to, Local: local}
+		why := handover.Spliced
 		switch err := d.Kernel.Observe(tuple, strip); {
 		case errors.Is(err, handover.ErrTaken):
 			continue
 		case errors.Is(err, handover.ErrFull):
-			return d.connect(ctx, source, to, mss, handover.MapFull)
+			why = handover.MapFull // and not taken: the port may be used
 		case err != nil:
-			return d.connect(ctx, source, to, mss, handover.KernelFailed)
+			why = handover.KernelFailed
 		}
-		c, err := d.dial(ctx, local, to, mss)
+		c, err := d.connect(ctx, local, to, mss, why)
 		if err == nil {
-			return &Conn{TCPConn: c, Tuple: tuple, Observed: true}, nil
+			return c, nil
 		}
-		d.Kernel.Forget(tuple)
+		if why == handover.Spliced {
+			d.Kernel.Forget(tuple)
+		}
 		// Somebody else on this host has the port.
 		if !errors.Is(err, unix.EADDRINUSE) && !errors.Is(err, unix.EADDRNOTAVAIL) {
 			return nil, err
@@ -99,14 +100,13 @@ func (d *Dialer) Dial(ctx context.Context, to netip.AddrPort, strip handover.Str
 	return nil, fmt.Errorf("connect to %v: no free source port at %v in %d tries: more source_addresses are needed", to, source, portTries)
 }
 
-// connect leaves the source port to the kernel.
-func (d *Dialer) connect(ctx context.Context, source netip.Addr, to netip.AddrPort, mss int, why handover.Reason) (*Conn, error) {
-	c, err := d.dial(ctx, netip.AddrPortFrom(source, 0), to, mss)
+func (d *Dialer) connect(ctx context.Context, local, to netip.AddrPort, mss int, why handover.Reason) (*Conn, error) {
+	c, err := d.dial(ctx, local, to, mss)
 	if err != nil {
 		return nil, err
 	}
-	local := c.LocalAddr().(*net.TCPAddr).AddrPort()
-	tuple := handover.Tuple{Remote: to, Local: netip.AddrPortFrom(local.Addr().Unmap(), local.Port())}
+	l := c.LocalAddr().(*net.TCPAddr).AddrPort()
+	tuple := handover.Tuple{Remote: to, Local: netip.AddrPortFrom(l.Addr().Unmap(), l.Port())}
 	return &Conn{TCPConn: c, Tuple: tuple, NotObserved: why}, nil
 }
 
