@@ -32,7 +32,7 @@ func (m masked) Read(p []byte) (int, error) {
 
 // The login must leave a session that works, with the client's tag in the reply and no byte lost behind it.
 func TestLoginAtDovecot(t *testing.T) {
-	server := dovecottest.Start(t)
+	dial := dovecottest.Start(t)
 	const wrong = "wrong"
 	for _, tt := range []struct {
 		name        string
@@ -55,7 +55,7 @@ func TestLoginAtDovecot(t *testing.T) {
 	} {
 		for _, user := range dovecottest.Users {
 			t.Run(tt.name+"/"+user, func(t *testing.T) {
-				conn, err := net.Dial("tcp", server.IMAP)
+				conn, err := dial(143)
 				if err != nil {
 					t.Fatal(err)
 				}

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"io"
-	"net"
 	"strings"
 	"testing"
 	"time"
@@ -17,7 +16,7 @@ import (
 
 // The login must leave a session that works, with no byte lost behind its reply.
 func TestLoginAtDovecot(t *testing.T) {
-	server := dovecottest.Start(t)
+	dial := dovecottest.Start(t)
 	for _, tt := range []struct {
 		name        string
 		credentials upstream.Credentials
@@ -31,7 +30,7 @@ func TestLoginAtDovecot(t *testing.T) {
 	} {
 		for _, user := range dovecottest.Users {
 			t.Run(tt.name+"/"+user, func(t *testing.T) {
-				conn, err := net.Dial("tcp", server.POP3)
+				conn, err := dial(110)
 				if err != nil {
 					t.Fatal(err)
 				}
