@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"usher/bpf"
+	"usher/steer/handover"
 )
 
 // layout must be bumped together with USHER_LAYOUT in bpf/usher.h.
@@ -66,7 +67,8 @@ type Kernel struct {
 // error wraps ErrLayout, ErrInUse, ebpf.ErrNotSupported or a permission error.
 func Open(cfg Config) (_ *Kernel, err error) {
 	if err := rlimit.RemoveMemlock(); err != nil {
-		return nil, fmt.Errorf("lift the memlock limit: %w", err)
+		// The first thing for which rights are missing.
+		return nil, fmt.Errorf("needs root, or CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON: lift the memlock limit: %w", err)
 	}
 	dir, err := openDir(cfg.PinPath)
 	if err != nil {
@@ -238,18 +240,21 @@ func (k *Kernel) Program() string {
 	return fmt.Sprintf("%s/%s", info.Name, info.Tag)
 }
 
-// Unpin detaches the programs and removes everything under pinPath, of any
-// layout. The sessions in it end. It fails with ErrInUse while a daemon runs.
+// Unpin detaches the programs and removes everything under pinPath, of any layout.
+// The sessions in it end: both peers of those in our layout get a RST. It fails with
+// ErrInUse while a daemon runs.
 func Unpin(pinPath string) error {
 	layouts, err := filepath.Glob(filepath.Join(pinPath, "layout-*"))
 	if err != nil {
 		return err
 	}
+	var orphans []handover.Flow
 	for _, dir := range layouts {
 		lock, err := lockDir(dir)
 		if err != nil {
 			return err
 		}
+		orphans = append(orphans, flowsIn(dir)...)
 		detachClsact(dir)
 		err = os.RemoveAll(dir)
 		lock.Close()
@@ -260,5 +265,34 @@ func Unpin(pinPath string) error {
 	if err := os.Remove(pinPath); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("remove pin path: %w", err)
 	}
+	// From here on a packet of theirs finds neither flow nor socket; who is silent is told.
+	byTuple := make(map[handover.Key]handover.Flow, len(orphans))
+	for _, f := range orphans {
+		byTuple[f.Tuple.Key()] = f
+	}
+	for _, f := range orphans {
+		if other, ok := byTuple[f.Other.Key()]; ok {
+			_ = handover.Reset(f.Tuple, f.MaxAck, other.MaxAck+other.AckAdd)
+		}
+	}
 	return nil
+}
+
+// flowsIn returns the forwarded flows of a pin directory; none if it has another layout.
+func flowsIn(dir string) (all []handover.Flow) {
+	if filepath.Base(dir) != fmt.Sprintf("layout-%d", layout) {
+		return nil
+	}
+	m, err := ebpf.LoadPinnedMap(filepath.Join(dir, "flows"), nil)
+	if err != nil {
+		return nil
+	}
+	defer m.Close()
+	k := &Kernel{}
+	k.objs.Flows = m
+	_ = k.Flows(func(f handover.Flow) bool {
+		all = append(all, f)
+		return true
+	})
+	return all
 }

@@ -127,7 +127,7 @@ func (k *Kernel) loadNames() error {
 	var p bpf.SpliceNamePiece
 	it := k.objs.Names.Iterate()
 	for it.Next(&key, &p) {
-		pieces[key] = bytes.TrimRight(p.Text[:], "\x00")
+		pieces[key] = bytes.Clone(bytes.TrimRight(p.Text[:], "\x00"))
 	}
 	if err := it.Err(); err != nil {
 		return fmt.Errorf("read names map: %w", err)

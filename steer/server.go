@@ -187,10 +187,25 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	cancel()
 	s.closeListeners()
+	s.finishHandOvers()
 	endSessions(errShutdown)
 	s.sessions.Wait()
 	parts.Wait()
 	return err
+}
+
+// shutdownGrace is how long a stopping server waits for sessions that may still be
+// handed over: those survive it.
+const shutdownGrace = 2 * time.Second
+
+func (s *Server) finishHandOvers() {
+	if s.cfg.Kernel == nil {
+		return
+	}
+	deadline := time.Now().Add(shutdownGrace)
+	for s.StayReasons()[handover.Waiting] > 0 && time.Now().Before(deadline) {
+		time.Sleep(10 * time.Millisecond)
+	}
 }
 
 // accept starts a session, under sctx, for each connection until ctx ends.

@@ -16,6 +16,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -41,6 +42,7 @@ type Options struct {
 	Mode       string        // [steer] mode; default "auto"
 	UserExpire time.Duration // default 15m
 	KickDelay  time.Duration // default 100ms
+	MaxFlows   int           // [steer] max_flows; default 200000
 	Director   string        // further lines for the tables
 	Steer      string
 	Auth       string
@@ -192,6 +194,9 @@ func (s *Site) configure() error {
 	if o.KickDelay == 0 {
 		o.KickDelay = 100 * time.Millisecond
 	}
+	if o.MaxFlows == 0 {
+		o.MaxFlows = 200_000
+	}
 	if o.Auth == "" {
 		o.Auth = `driver = "static"` + "\nnopassword = true"
 	}
@@ -206,7 +211,7 @@ func (s *Site) configure() error {
 		fmt.Fprintf(&b, "\n[[listener]]\nprotocol = %q\naddress = %q\ntls = \"none\"\ndisable_plaintext_auth = false\n", p, s.Service(p))
 	}
 	fmt.Fprintf(&b, "\n[auth]\n%s\n", o.Auth)
-	fmt.Fprintf(&b, "\n[steer]\nmode = %q\npin_path = %q\nmax_flows = 200000\n%s\n", o.Mode, s.PinPath, o.Steer)
+	fmt.Fprintf(&b, "\n[steer]\nmode = %q\npin_path = %q\nmax_flows = %d\n%s\n", o.Mode, s.PinPath, o.MaxFlows, o.Steer)
 	fmt.Fprintf(&b, "\n[admin]\nsocket = %q\nhttp = \"\"\n\n[log]\nformat = \"json\"\n", s.socket())
 	return os.WriteFile(s.ConfigFile(), []byte(b.String()), 0o600)
 }
@@ -251,11 +256,20 @@ func (s *Site) Start(ctx context.Context) error {
 	if s.Lab != nil {
 		ns = s.Lab.Director
 	}
-	if err := start(ns, cmd); err != nil {
+	// It must not outlive this process, and the terminal's Ctrl-C is not for it: Kill and Stop end it.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
+	started, exited := make(chan error), make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // its end would be that of the parent
+		err := start(ns, cmd)
+		started <- err
+		if err == nil {
+			exited <- cmd.Wait()
+		}
+	}()
+	if err := <-started; err != nil {
 		return fmt.Errorf("start daemon: %w", err)
 	}
-	exited := make(chan error, 1)
-	go func() { exited <- cmd.Wait() }()
 	s.daemon, s.exited = cmd, exited
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
@@ -303,7 +317,7 @@ func (s *Site) end(sig syscall.Signal) error {
 	if s.daemon == nil {
 		return nil
 	}
-	if err := s.daemon.Process.Signal(sig); err != nil {
+	if err := s.daemon.Process.Signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return err
 	}
 	err := <-s.exited
