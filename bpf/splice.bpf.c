@@ -29,11 +29,14 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 /* The same value in tcx (TCX_NEXT) and clsact (TC_ACT_UNSPEC): the next program decides. */
 #define NEXT (-1)
 #define IP_MF_OR_OFFSET 0x3fff
+#define IP_OFFSET 0x1fff
+#define VLAN_ID 0x0fff
 #define HOP_LIMIT 64
 #define MAX_OPTIONS 40
 #define OPT_NOP_NOP_TS 0x0101080a
 /* Slack of the window check: the other side's window may be scaled by 0, yet be 64 KiB. */
 #define WINDOW_SLACK 65536
+#define NEVER (~0ULL)
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -110,11 +113,24 @@ const enum control_result *unused_result __attribute__((unused));
 const struct control *unused_control __attribute__((unused));
 
 struct packet {
+	/* given */
+	__u32 frame;	/* bytes of the frame, Ethernet header included */
+	__u32 segments; /* that the wire knows: more than one after GRO */
+	/* found by parse() */
 	struct tcphdr *tcp;
 	__u32 tcp_offset; /* from the start of the frame */
 	__u32 payload;	  /* bytes behind the TCP header */
 	__u32 odd;	  /* IP options or a fragment: only the key is valid */
+	/* found by splice() */
+	struct flow *flow;
+	__u64 sum; /* what changed in the TCP checksum, without the pseudo header */
 };
+
+/* Of a VLAN (not just of a priority): the tag is beside the frame. */
+static __always_inline bool tagged(struct __sk_buff *skb)
+{
+	return skb->vlan_present && skb->vlan_tci & VLAN_ID;
+}
 
 static __always_inline void count(enum verdict v, __u64 bytes)
 {
@@ -181,19 +197,20 @@ static __always_inline void mapped(__u8 to[16], __be32 addr)
 
 /*
  * Fills source and destination into src/dst and the ports, in the packet's own
- * sense. Returns false for what is not TCP over Ethernet.
+ * sense. Returns false for what is not TCP over Ethernet or shorter than its
+ * headers say: the stack knows what to do with it.
  */
-static __always_inline bool parse(void *data, void *end, __u8 src[16], __u8 dst[16], __be16 *sport,
-				  __be16 *dport, struct packet *p)
+static __always_inline bool parse(struct packet *p, void *data, void *end, __u8 src[16],
+				  __u8 dst[16], __be16 *sport, __be16 *dport)
 {
 	struct ethhdr *eth = data;
+	struct tcphdr *t;
+	__u32 total, len; /* of the IP packet, and of what is TCP in it */
 
 	if ((void *)(eth + 1) > end)
 		return false;
-	p->odd = 0;
 	if (eth->h_proto == bpf_htons(ETH_P_IP)) {
 		struct iphdr *ip = (void *)(eth + 1);
-		struct tcphdr *t;
 
 		if ((void *)(ip + 1) > end || ip->protocol != IPPROTO_TCP)
 			return false;
@@ -202,43 +219,41 @@ static __always_inline bool parse(void *data, void *end, __u8 src[16], __u8 dst[
 		if (ip->ihl != 5 || (ip->frag_off & bpf_htons(IP_MF_OR_OFFSET))) {
 			__be16 *ports = (void *)ip + ip->ihl * 4;
 
-			if (ip->frag_off & bpf_htons(0x1fff) || ip->ihl < 5 || (void *)(ports + 2) > end)
+			if (ip->frag_off & bpf_htons(IP_OFFSET) || ip->ihl < 5 || (void *)(ports + 2) > end)
 				return false;
 			*sport = ports[0];
 			*dport = ports[1];
 			p->odd = 1;
-			p->payload = 0;
 			return true;
 		}
 		t = (void *)(ip + 1);
-		if ((void *)(t + 1) > end)
-			return false;
-		p->tcp = t;
-		p->tcp_offset = sizeof(*eth) + sizeof(*ip);
-		p->payload = bpf_ntohs(ip->tot_len) - sizeof(*ip) - t->doff * 4;
-		*sport = t->source;
-		*dport = t->dest;
-		return true;
-	}
-	if (eth->h_proto == bpf_htons(ETH_P_IPV6)) {
+		total = bpf_ntohs(ip->tot_len);
+		len = total - sizeof(*ip);
+	} else if (eth->h_proto == bpf_htons(ETH_P_IPV6)) {
 		struct ipv6hdr *ip = (void *)(eth + 1);
-		struct tcphdr *t;
 
 		if ((void *)(ip + 1) > end || ip->nexthdr != IPPROTO_TCP)
 			return false;
 		__builtin_memcpy(src, &ip->saddr, 16);
 		__builtin_memcpy(dst, &ip->daddr, 16);
 		t = (void *)(ip + 1);
-		if ((void *)(t + 1) > end)
-			return false;
-		p->tcp = t;
-		p->tcp_offset = sizeof(*eth) + sizeof(*ip);
-		p->payload = bpf_ntohs(ip->payload_len) - t->doff * 4;
-		*sport = t->source;
-		*dport = t->dest;
-		return true;
+		total = len = bpf_ntohs(ip->payload_len);
+	} else {
+		return false;
 	}
-	return false;
+	if ((void *)(t + 1) > end)
+		return false;
+	p->tcp = t;
+	p->tcp_offset = (void *)t - data;
+	/* BIG TCP: what GRO has put together does not fit the field. */
+	if (!total && p->segments > 1)
+		len = p->frame - p->tcp_offset;
+	if (t->doff * 4 < sizeof(*t) || t->doff * 4 > len || len > p->frame - p->tcp_offset)
+		return false;
+	p->payload = len - t->doff * 4;
+	*sport = t->source;
+	*dport = t->dest;
+	return true;
 }
 
 static __always_inline __u32 get32(const struct scratch *s, __u32 at)
@@ -374,6 +389,8 @@ static __always_inline bool options(struct tcphdr *t, void *end, __u32 len, stru
  * to HOLD one order: whatever passed before HOLD is in end_seq when the control
  * program answers, so a packet that is still on its way up on another CPU
  * cannot be acknowledged by a socket that user space believes to be quiet.
+ * The state may have become FORWARD since the caller looked: too late for the
+ * stack, whose socket is frozen, and rare enough to leave to a retransmission.
  */
 static __always_inline enum verdict observe(struct flow *f, struct packet *p, void *end, __u64 now)
 {
@@ -398,7 +415,7 @@ static __always_inline enum verdict observe(struct flow *f, struct packet *p, vo
 	}
 
 	bpf_spin_lock(&f->lock);
-	if (f->state == FLOW_HOLD && now <= f->deadline) {
+	if (f->state == FLOW_FORWARD || (f->state == FLOW_HOLD && now <= f->deadline)) {
 		v = VERDICT_HELD;
 	} else {
 		if (f->state == FLOW_HOLD)
@@ -471,31 +488,30 @@ static __always_inline enum verdict admit(struct flow *f, const struct flow_key 
 	return VERDICT_FORWARDED;
 }
 
-/*
- * Rewrites the TCP header. *sum gets the change of everything but the pseudo
- * header. Returns false when the packet must be dropped; it may be half written then.
- */
-static __always_inline bool rewrite_tcp(struct flow *f, const struct flow_key *key, struct packet *p,
-					void *end, __u64 now, __u32 segments, __u64 *sum)
+/* Rewrites the TCP header, but for the checksum, and keeps the flow's books. */
+static __always_inline bool rewrite_tcp(struct packet *p, const struct flow_key *key, void *end,
+					__u64 now)
 {
+	struct flow *f = p->flow;
 	struct tcphdr *t = p->tcp;
 	__u32 seq = bpf_ntohl(t->seq), ack = bpf_ntohl(t->ack_seq);
 	__u32 end_seq = seq + p->payload + t->fin;
 	__u32 len = t->doff * 4 - sizeof(*t);
 	__u32 new_seq = bpf_htonl(seq + f->seq_add), new_ack = bpf_htonl(ack + f->ack_add);
+	__u64 sum = 0;
 	__u8 mark = 0;
 
-	if (len > MAX_OPTIONS || (len && !options(t, end, len, f, sum)))
+	if (len > MAX_OPTIONS || (len && !options(t, end, len, f, &sum)))
 		return false;
 	if (t->fin)
 		mark = FLAG_FIN;
 	if (t->rst && exact_reset(f, seq))
 		mark = FLAG_RST;
 
-	*sum = sum32(*sum, t->seq, new_seq);
+	sum = sum32(sum, t->seq, new_seq);
 	t->seq = new_seq;
 	if (t->ack) {
-		*sum = sum32(*sum, t->ack_seq, new_ack);
+		sum = sum32(sum, t->ack_seq, new_ack);
 		t->ack_seq = new_ack;
 		if (after(ack, f->max_ack))
 			f->max_ack = ack;
@@ -509,22 +525,22 @@ static __always_inline bool rewrite_tcp(struct flow *f, const struct flow_key *k
 		__u32 w = f->window >> (f->out_scale & 15);
 		__be16 window = bpf_htons(w > 65535 ? 65535 : w);
 
-		*sum = sum16(*sum, t->window, window);
+		sum = sum16(sum, t->window, window);
 		t->window = window;
 	}
 	if (f->flags & FLAG_NO_ECN) {
 		__be16 *word = (__be16 *)t + 6; /* data offset, reserved, flags */
 		__be16 clean = *word & bpf_htons(~0x00c0); /* CWR, ECE */
 
-		*sum = sum16(*sum, *word, clean);
+		sum = sum16(sum, *word, clean);
 		*word = clean;
 	}
 	t->source = f->sport;
 	t->dest = f->dport;
-	*sum += f->port_diff;
+	p->sum = sum + f->port_diff;
 
 	f->last_seen = now;
-	__sync_fetch_and_add(&f->packets, segments);
+	__sync_fetch_and_add(&f->packets, p->segments);
 	__sync_fetch_and_add(&f->bytes, p->payload);
 	if (mark && !(f->flags & mark)) {
 		f->flags |= mark;
@@ -533,71 +549,77 @@ static __always_inline bool rewrite_tcp(struct flow *f, const struct flow_key *k
 	return true;
 }
 
-static __always_inline bool rewrite_ip(struct flow *f, void *data, void *end)
+/* A proxy's packets start their life here: fresh TTL, the next hop's addresses. */
+static __always_inline void rewrite_ip(struct packet *p, struct ethhdr *eth)
 {
-	struct ethhdr *eth = data;
+	struct flow *f = p->flow;
+	bool no_ecn = f->flags & FLAG_NO_ECN;
 
-	if ((void *)(eth + 1) > end)
-		return false;
-	if (eth->h_proto == bpf_htons(ETH_P_IP)) {
+	__builtin_memcpy(eth->h_dest, f->dmac, 6);
+	__builtin_memcpy(eth->h_source, f->smac, 6);
+	if (p->tcp_offset == sizeof(*eth) + sizeof(struct iphdr)) {
 		struct iphdr *ip = (void *)(eth + 1);
-		__u64 sum;
+		__u64 sum = (__u64)(__u16)~ip->check + f->addr_diff;
 
-		if ((void *)(ip + 1) > end)
-			return false;
-		sum = (__u64)(__u16)~ip->check + f->addr_diff;
 		__builtin_memcpy(&ip->saddr, f->saddr + 12, 4);
 		__builtin_memcpy(&ip->daddr, f->daddr + 12, 4);
-		/* A proxy's packets start their life here. */
 		sum = sum16(sum, bpf_htons(ip->ttl << 8), bpf_htons(HOP_LIMIT << 8));
 		ip->ttl = HOP_LIMIT;
-		if (f->flags & FLAG_NO_ECN) {
+		if (no_ecn) {
 			sum = sum16(sum, bpf_htons(ip->tos), bpf_htons(ip->tos & 0xfc));
 			ip->tos &= 0xfc;
 		}
 		ip->check = ~fold(sum);
-		return true;
-	}
-	struct ipv6hdr *ip = (void *)(eth + 1);
+	} else {
+		struct ipv6hdr *ip = (void *)(eth + 1);
 
-	if ((void *)(ip + 1) > end)
-		return false;
-	__builtin_memcpy(&ip->saddr, f->saddr, 16);
-	__builtin_memcpy(&ip->daddr, f->daddr, 16);
-	ip->hop_limit = HOP_LIMIT;
-	if (f->flags & FLAG_NO_ECN) /* low bits of the traffic class: bits 4-5 of the second byte */
-		((__u8 *)ip)[1] &= 0xcf;
-	return true;
+		__builtin_memcpy(&ip->saddr, f->saddr, 16);
+		__builtin_memcpy(&ip->daddr, f->daddr, 16);
+		ip->hop_limit = HOP_LIMIT;
+		if (no_ecn) /* low bits of the traffic class: bits 4-5 of the second byte */
+			((__u8 *)ip)[1] &= 0xcf;
+	}
 }
 
-/* The other leg's flow has what leads towards our destination. */
-static __always_inline bool rewrite_ethernet(struct flow *f, void *data, void *end)
+/* All that tc and XDP have in common. FORWARDED: rewritten, but for the TCP checksum. */
+static __always_inline enum verdict splice(struct packet *p, void *data, void *end)
 {
-	struct ethhdr *eth = data;
+	struct flow_key key;
+	enum verdict v;
+	struct flow *f;
+	__u64 now;
 
-	if ((void *)(eth + 1) > end)
-		return false;
-	__builtin_memcpy(eth->h_dest, f->dmac, 6);
-	__builtin_memcpy(eth->h_source, f->smac, 6);
-	return true;
+	if (!parse(p, data, end, key.remote, key.local, &key.remote_port, &key.local_port))
+		return VERDICT_NOT_TCP;
+	f = bpf_map_lookup_elem(&flows, &key);
+	if (!f)
+		return VERDICT_NO_FLOW;
+	now = bpf_ktime_get_ns();
+	if (f->state != FLOW_FORWARD)
+		return observe(f, p, end, now);
+	v = admit(f, &key, p, now);
+	if (v != VERDICT_FORWARDED)
+		return v;
+	p->flow = f;
+	if (!rewrite_tcp(p, &key, end, now))
+		return VERDICT_BAD_OPTIONS;
+	rewrite_ip(p, data);
+	return VERDICT_FORWARDED;
 }
 
 static __always_inline bool passes(enum verdict v)
 {
-	return v == VERDICT_OBSERVED || v == VERDICT_HOLD_EXPIRED || v == VERDICT_SYN ||
-	       v == VERDICT_AFTER_SYN;
+	return v == VERDICT_NOT_TCP || v == VERDICT_NO_FLOW || v == VERDICT_OBSERVED ||
+	       v == VERDICT_HOLD_EXPIRED || v == VERDICT_SYN || v == VERDICT_AFTER_SYN;
 }
 
 SEC("tc")
 int splice_tc(struct __sk_buff *skb)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
-	struct flow_key key;
-	struct packet p = {};
-	struct flow *f;
-	enum verdict v;
-	__u64 now, sum = 0;
-	__u32 offset, addr_diff, ifindex;
+	struct packet p = { .frame = skb->len, .segments = skb->gso_segs ? skb->gso_segs : 1 };
+	enum verdict v = VERDICT_NOT_TCP;
+	__u32 ifindex = 0;
 
 	/* Headers may lie outside of the linear part. */
 	if (data + ETH_HLEN + sizeof(struct ipv6hdr) + 60 > end && skb->len > end - data) {
@@ -605,43 +627,23 @@ int splice_tc(struct __sk_buff *skb)
 		data = (void *)(long)skb->data;
 		end = (void *)(long)skb->data_end;
 	}
-	if (!parse(data, end, key.remote, key.local, &key.remote_port, &key.local_port, &p)) {
-		count(VERDICT_NOT_TCP, skb->len);
-		return NEXT;
+	/* A VLAN's own interface comes later. Here, its tag would go along. */
+	if (!tagged(skb))
+		v = splice(&p, data, end);
+	if (v == VERDICT_FORWARDED) {
+		/* By the helper, which knows what CHECKSUM_PARTIAL means: the part of the
+		 * pseudo header apart, since only that is in the packet then. */
+		__u32 offset = p.tcp_offset + offsetof(struct tcphdr, check);
+		__u32 addr_diff = p.flow->addr_diff;
+
+		ifindex = p.flow->ifindex;
+		if (bpf_l4_csum_replace(skb, offset, 0, fold(p.sum), 0) ||
+		    bpf_l4_csum_replace(skb, offset, 0, addr_diff, BPF_F_PSEUDO_HDR))
+			v = VERDICT_REWRITE_FAILED;
 	}
-	f = bpf_map_lookup_elem(&flows, &key);
-	if (!f) {
-		count(VERDICT_NO_FLOW, skb->len);
-		return NEXT;
-	}
-	now = bpf_ktime_get_ns();
-	if (f->state != FLOW_FORWARD)
-		v = observe(f, &p, end, now);
-	else
-		v = admit(f, &key, &p, now);
-	if (v != VERDICT_FORWARDED) {
-		count(v, skb->len);
+	count(v, skb->len);
+	if (v != VERDICT_FORWARDED)
 		return passes(v) ? NEXT : TC_ACT_SHOT;
-	}
-	if (!rewrite_tcp(f, &key, &p, end, now, skb->gso_segs ? skb->gso_segs : 1, &sum)) {
-		count(VERDICT_BAD_OPTIONS, skb->len);
-		return TC_ACT_SHOT;
-	}
-	if (!rewrite_ip(f, data, end) || !rewrite_ethernet(f, data, end)) {
-		count(VERDICT_REWRITE_FAILED, skb->len);
-		return TC_ACT_SHOT;
-	}
-	/* By the helper, which knows what CHECKSUM_PARTIAL means: the part of the pseudo
-	 * header apart, since only that is in the packet then. */
-	offset = p.tcp_offset + offsetof(struct tcphdr, check);
-	addr_diff = f->addr_diff;
-	ifindex = f->ifindex;
-	if (bpf_l4_csum_replace(skb, offset, 0, fold(sum), 0) ||
-	    bpf_l4_csum_replace(skb, offset, 0, addr_diff, BPF_F_PSEUDO_HDR)) {
-		count(VERDICT_REWRITE_FAILED, skb->len);
-		return TC_ACT_SHOT;
-	}
-	count(VERDICT_FORWARDED, skb->len);
 	if (redirect_neigh)
 		return bpf_redirect_neigh(ifindex, 0, 0, 0);
 	return bpf_redirect(ifindex, 0);
@@ -651,42 +653,14 @@ SEC("xdp")
 int splice_xdp(struct xdp_md *ctx)
 {
 	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
-	__u64 len = end - data;
-	struct flow_key key;
-	struct packet p = {};
-	struct flow *f;
-	enum verdict v;
-	__u64 now, sum = 0;
+	struct packet p = { .frame = end - data, .segments = 1 };
+	enum verdict v = splice(&p, data, end);
 
-	if (!parse(data, end, key.remote, key.local, &key.remote_port, &key.local_port, &p)) {
-		count(VERDICT_NOT_TCP, len);
-		return XDP_PASS;
-	}
-	f = bpf_map_lookup_elem(&flows, &key);
-	if (!f) {
-		count(VERDICT_NO_FLOW, len);
-		return XDP_PASS;
-	}
-	now = bpf_ktime_get_ns();
-	if (f->state != FLOW_FORWARD)
-		v = observe(f, &p, end, now);
-	else
-		v = admit(f, &key, &p, now);
-	if (v != VERDICT_FORWARDED) {
-		count(v, len);
+	count(v, p.frame);
+	if (v != VERDICT_FORWARDED)
 		return passes(v) ? XDP_PASS : XDP_DROP;
-	}
-	if (!rewrite_tcp(f, &key, &p, end, now, 1, &sum)) {
-		count(VERDICT_BAD_OPTIONS, len);
-		return XDP_DROP;
-	}
-	p.tcp->check = ~fold((__u64)(__u16)~p.tcp->check + sum + f->addr_diff);
-	if (!rewrite_ip(f, data, end) || !rewrite_ethernet(f, data, end)) {
-		count(VERDICT_REWRITE_FAILED, len);
-		return XDP_DROP;
-	}
-	count(VERDICT_FORWARDED, len);
-	return bpf_redirect(f->ifindex, 0);
+	p.tcp->check = ~fold((__u64)(__u16)~p.tcp->check + p.sum + p.flow->addr_diff);
+	return bpf_redirect(p.flow->ifindex, 0);
 }
 
 /*
@@ -694,9 +668,10 @@ int splice_xdp(struct xdp_md *ctx)
  * client's are known before we dial, so take out of our SYN what it did not offer.
  * Layouts are those that Linux writes (net/ipv4/tcp_output.c, tcp_options_write).
  */
-static __always_inline __u64 strip_syn(struct tcphdr *t, void *end, __u8 strip, __u64 sum)
+static __always_inline __u64 strip_syn(struct tcphdr *t, void *end, __u8 strip)
 {
 	__u32 *w = (__u32 *)(t + 1), word, clean;
+	__u64 sum = 0;
 	bool ts = false;
 
 	if (t->doff < 7 || (void *)(w + 2) > end)
@@ -726,37 +701,55 @@ static __always_inline __u64 strip_syn(struct tcphdr *t, void *end, __u8 strip, 
 	return sum;
 }
 
+/* Records the next hop, unless a hand-over has begun: then it belongs to the other leg. */
+static __always_inline bool learn(struct flow *f, struct ethhdr *eth, __u32 ifindex)
+{
+	__u8 dmac[6], smac[6];
+	bool observed;
+
+	if (f->state != FLOW_OBSERVE)
+		return false;
+	__builtin_memcpy(dmac, eth->h_dest, 6);
+	__builtin_memcpy(smac, eth->h_source, 6);
+	bpf_spin_lock(&f->lock);
+	observed = f->state == FLOW_OBSERVE;
+	if (observed) {
+		f->ifindex = ifindex;
+		__builtin_memcpy(f->dmac, dmac, 6);
+		__builtin_memcpy(f->smac, smac, 6);
+	}
+	bpf_spin_unlock(&f->lock);
+	return observed;
+}
+
+static __always_inline enum verdict egress(struct __sk_buff *skb)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	struct packet p = { .frame = skb->len, .segments = skb->gso_segs };
+	struct flow_key key;
+	struct flow *f;
+	__u64 sum;
+
+	/* Not from a socket of this host: forwarded, most likely by us. Tagged: the VLAN's
+	 * own interface had it before, and is the one to send to. */
+	if (skb->ingress_ifindex || tagged(skb))
+		return VERDICT_EGRESS;
+	if (!parse(&p, data, end, key.local, key.remote, &key.local_port, &key.remote_port) || p.odd)
+		return VERDICT_EGRESS;
+	f = bpf_map_lookup_elem(&flows, &key);
+	if (!f || !learn(f, data, skb->ifindex))
+		return VERDICT_EGRESS;
+	if (!p.tcp->syn || p.tcp->ack || !f->strip)
+		return VERDICT_EGRESS_LEARNT;
+	sum = strip_syn(p.tcp, end, f->strip);
+	bpf_l4_csum_replace(skb, p.tcp_offset + offsetof(struct tcphdr, check), 0, fold(sum), 0);
+	return VERDICT_EGRESS_STRIPPED;
+}
+
 SEC("tc")
 int egress_tc(struct __sk_buff *skb)
 {
-	void *data, *end;
-	struct flow_key key;
-	struct packet p = {};
-	struct flow *f;
-	__u64 sum = 0;
-
-	/* Not from a socket of this host: forwarded, most likely by us. */
-	if (skb->ingress_ifindex)
-		return NEXT;
-	data = (void *)(long)skb->data;
-	end = (void *)(long)skb->data_end;
-	if (!parse(data, end, key.local, key.remote, &key.local_port, &key.remote_port, &p) || p.odd)
-		return NEXT;
-	f = bpf_map_lookup_elem(&flows, &key);
-	if (!f || f->state != FLOW_OBSERVE) {
-		count(VERDICT_EGRESS, skb->len);
-		return NEXT;
-	}
-	f->ifindex = skb->ifindex;
-	__builtin_memcpy(f->dmac, ((struct ethhdr *)data)->h_dest, 6);
-	__builtin_memcpy(f->smac, ((struct ethhdr *)data)->h_source, 6);
-	if (!p.tcp->syn || p.tcp->ack || !f->strip) {
-		count(VERDICT_EGRESS_LEARNT, skb->len);
-		return NEXT;
-	}
-	sum = strip_syn(p.tcp, end, f->strip, sum);
-	bpf_l4_csum_replace(skb, p.tcp_offset + offsetof(struct tcphdr, check), 0, fold(sum), 0);
-	count(VERDICT_EGRESS_STRIPPED, skb->len);
+	count(egress(skb), skb->len);
 	return NEXT;
 }
 
@@ -792,7 +785,10 @@ static __always_inline void thaw(struct flow *f)
 	bpf_spin_unlock(&f->lock);
 }
 
-/* HOLD, in time, and nothing passed up that the socket had not received when it was read? */
+/*
+ * HOLD, in time, and nothing passed up that the socket had not received when it was
+ * read? Then nothing passes any more: the deadline may not come before FORWARD.
+ */
 static __always_inline __u32 settled(struct flow *f, struct leg *l, __u64 now)
 {
 	__u32 r = CONTROL_OK, rcv_nxt = l->rcv_nxt;
@@ -804,13 +800,14 @@ static __always_inline __u32 settled(struct flow *f, struct leg *l, __u64 now)
 		r = CONTROL_EXPIRED;
 	else if (f->end_seq != rcv_nxt)
 		r = CONTROL_UNSETTLED;
+	else
+		f->deadline = NEVER;
 	bpf_spin_unlock(&f->lock);
 	return r;
 }
 
 /* Everything but the state. Nobody reads these fields before FORWARD. */
-static __always_inline void prepare(struct flow *f, struct leg *l, struct leg *other,
-				    struct flow *other_flow, __u64 now)
+static __always_inline void prepare(struct flow *f, struct leg *l, struct leg *other, __u64 now)
 {
 	/* Packets of this flow leave on the other leg: as its socket would send them. */
 	__builtin_memcpy(f->saddr, other->key.local, 16);
@@ -857,11 +854,32 @@ static __always_inline void swap_ethernet(struct flow *a, struct flow *b)
 	__builtin_memcpy(b->smac, mac, 6);
 }
 
-static __always_inline void set_state(struct flow *f, __u32 state)
+/* All or nothing: what stays in HOLD keeps its deadline. */
+static __always_inline __u32 forward(struct flow *a, struct flow *b, struct leg *la, struct leg *lb,
+				     __u64 now)
 {
-	bpf_spin_lock(&f->lock);
-	f->state = state;
-	bpf_spin_unlock(&f->lock);
+	__u64 deadline = a->deadline;
+	__u32 r = settled(a, la, now);
+
+	if (r != CONTROL_OK)
+		return r;
+	r = settled(b, lb, now);
+	if (r != CONTROL_OK) {
+		bpf_spin_lock(&a->lock);
+		a->deadline = deadline;
+		bpf_spin_unlock(&a->lock);
+		return r;
+	}
+	prepare(a, la, lb, now);
+	prepare(b, lb, la, now);
+	swap_ethernet(a, b);
+	bpf_spin_lock(&a->lock);
+	a->state = FLOW_FORWARD;
+	bpf_spin_unlock(&a->lock);
+	bpf_spin_lock(&b->lock);
+	b->state = FLOW_FORWARD;
+	bpf_spin_unlock(&b->lock);
+	return CONTROL_OK;
 }
 
 SEC("tc")
@@ -871,7 +889,6 @@ int flow_control(struct __sk_buff *skb)
 	struct control *c = (void *)(long)skb->data;
 	struct flow_key key;
 	struct flow *a, *b;
-	__u64 now = bpf_ktime_get_ns();
 	__u32 r;
 
 	if ((void *)(c + 1) > end)
@@ -904,16 +921,7 @@ int flow_control(struct __sk_buff *skb)
 		r = CONTROL_OK;
 		break;
 	case CONTROL_FORWARD:
-		r = settled(a, &c->legs[0], now);
-		if (r == CONTROL_OK)
-			r = settled(b, &c->legs[1], now);
-		if (r != CONTROL_OK)
-			break;
-		prepare(a, &c->legs[0], &c->legs[1], b, now);
-		prepare(b, &c->legs[1], &c->legs[0], a, now);
-		swap_ethernet(a, b);
-		set_state(a, FLOW_FORWARD);
-		set_state(b, FLOW_FORWARD);
+		r = forward(a, b, &c->legs[0], &c->legs[1], bpf_ktime_get_ns());
 		break;
 	default:
 		r = CONTROL_BAD_OP;

@@ -66,8 +66,9 @@ enum flow_side {
 struct flow {
 	struct bpf_spin_lock lock; /* state, end_seq and deadline, until FORWARD */
 	__u32 state;		   /* enum flow_state */
-	__u32 ifindex;		   /* interface towards `remote`, as our stack chose it */
-	__u8 dmac[6];		   /* next hop towards `remote`, as our stack chose it */
+	/* Interface and next hop as our stack chose them: towards `remote`; from FORWARD on, of the other leg. */
+	__u32 ifindex;
+	__u8 dmac[6];
 	__u8 smac[6];
 
 	/* What follows describes the other leg, towards which packets leave. */
@@ -141,7 +142,7 @@ struct name_piece {
 
 /* Every way out of every program; one counter each. */
 enum verdict {
-	VERDICT_NOT_TCP = 0,	/* passed: not TCP over Ethernet */
+	VERDICT_NOT_TCP = 0,	/* passed: not TCP over Ethernet, tagged, or shorter than it says */
 	VERDICT_NO_FLOW,	/* passed: no entry */
 	VERDICT_OBSERVED,	/* passed: recorded */
 	VERDICT_HELD,		/* dropped: hand-over in progress */
