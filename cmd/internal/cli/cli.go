@@ -58,7 +58,7 @@ type DemoOptions struct {
 	Sessions int    // per user
 	Mode     string // of [steer]: "auto", "xdp", "tc", "splice", "copy"
 	Dovecot  bool   // real Dovecot as backends
-	JSON     bool   // one JSON object per line instead of the live view
+	JSON     bool   // one JSON object at the end instead of the live view
 }
 
 // Run does what args (without the program's name) say and returns the exit code.
