@@ -27,6 +27,7 @@ const (
 	resultExpired   = bpf.SpliceControlResultCONTROL_EXPIRED
 	resultUnsettled = bpf.SpliceControlResultCONTROL_UNSETTLED
 	resultBadOp     = bpf.SpliceControlResultCONTROL_BAD_OP
+	resultNoUser    = bpf.SpliceControlResultCONTROL_NO_USER
 )
 
 const second = 1_000_000_000
@@ -109,6 +110,7 @@ func TestControl(t *testing.T) {
 	for _, row := range controlRows {
 		t.Run(row.name, func(t *testing.T) {
 			r.clear(t)
+			r.putUser(t, bpf.SpliceUserKey{}, 0)
 			c, now, before := request(0), monotonic(), r.counters(t)
 			c.Deadline = now + second
 			halves := [2]half{row.client, row.backend}
@@ -162,8 +164,61 @@ func TestControl(t *testing.T) {
 	}
 }
 
+// putUser writes a user's entry.
+func (r *rig) putUser(t tester, key bpf.SpliceUserKey, epoch uint32) {
+	t.Helper()
+	if err := r.Users.Put(key, &bpf.SpliceUser{Epoch: epoch}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+var entryRows = []struct {
+	name   string
+	epoch  uint32 // of the entry; 0: there is none
+	result bpf.SpliceControlResult
+}{
+	{"entry", 9, resultOK},
+	{"no entry", 0, resultNoUser},
+	{"newer entry", 10, resultNoUser},
+	{"older entry", 8, resultNoUser},
+}
+
+// TestForwardNeedsEntry: without the user's entry every packet would be dropped, so the
+// session stays in user space.
+func TestForwardNeedsEntry(t *testing.T) {
+	r := newRig(t, rigOptions{})
+	for _, row := range entryRows {
+		t.Run(row.name, func(t *testing.T) {
+			r.clear(t)
+			if row.epoch != 0 {
+				r.putUser(t, bpf.SpliceUserKey{Hash: 42, Tag: 3}, row.epoch)
+			}
+			c := request(0)
+			for i := range c.Legs {
+				c.Legs[i].UserHash, c.Legs[i].UserTag, c.Legs[i].Epoch = 42, 3, 9
+				r.putFlow(t, c.Legs[i].Key, bpf.SpliceFlow{State: holdState, Deadline: monotonic() + second})
+			}
+			if got := r.control(t, forwardOp, c); got != row.result {
+				t.Errorf("result %d, want %d", got, row.result)
+			}
+			want := holdState
+			if row.result == resultOK {
+				want = forwardState
+			}
+			for i := range c.Legs {
+				if got := r.flow(t, c.Legs[i].Key).State; got != want {
+					t.Errorf("flow %d is in state %d, want %d", i, got, want)
+				}
+			}
+		})
+	}
+}
+
 func TestEveryControlHasARow(t *testing.T) {
 	ops, results := map[uint32]int{}, map[uint32]int{}
+	for _, row := range entryRows {
+		results[uint32(row.result)]++
+	}
 	for _, row := range controlRows {
 		results[uint32(row.result)]++
 		if row.result != resultBadOp {
@@ -179,6 +234,7 @@ func TestForward(t *testing.T) {
 	r := newRig(t, rigOptions{})
 	for family := range 2 {
 		r.clear(t)
+		r.putUser(t, bpf.SpliceUserKey{Hash: 42, Tag: 3}, 9)
 		c := request(family)
 		was := [2]bpf.SpliceFlow{
 			{Ifindex: 5, Dmac: clientMAC, Smac: directorMAC, EndSeq: 100, Tsval: 11, Strip: stripTS, Flags: flagSeen | flagTS},
@@ -239,9 +295,7 @@ func TestStateMachine(t *testing.T) {
 	r := newRig(t, rigOptions{})
 	rapid.Check(t, func(t *rapid.T) {
 		clearMap[bpf.SpliceFlowKey, bpf.SpliceFlow](t, r.Flows)
-		if err := r.Users.Put(bpf.SpliceUserKey{}, &bpf.SpliceUser{}); err != nil {
-			t.Fatal(err)
-		}
+		r.putUser(t, bpf.SpliceUserKey{}, 0)
 		m := &machine{r: r}
 		t.Repeat(map[string]func(*rapid.T){
 			"make":    m.make,

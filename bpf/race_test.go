@@ -17,6 +17,7 @@ func (r *rig) flip(t *testing.T, hold uint64, frame []byte, delay int) bpf.Splic
 	c := request(0)
 	r.putFlow(t, c.Legs[0].Key, bpf.SpliceFlow{State: observeState, Flags: flagSeen, EndSeq: p.seq})
 	r.putFlow(t, c.Legs[1].Key, bpf.SpliceFlow{State: observeState, Flags: flagSeen, EndSeq: 77})
+	r.putUser(t, bpf.SpliceUserKey{}, 0)
 	c.Deadline = monotonic() + hold
 	if got := r.control(t, freezeOp, c); got != resultOK {
 		t.Fatalf("freeze: result %d", got)

@@ -155,6 +155,8 @@ var refusedRows = []row{
 		result: result{verdict: verdictSYN, events: synEvent, after: flagged(flagSYN)}},
 	refused("SYN again", verdictSYN, func(s *scene) { s.p.flags = syn; s.flow.Flags = flagSYN }),
 	refused("seq out of window after a SYN", verdictAfterSYN, func(s *scene) { s.flow.Flags = flagSYN; s.p.seq += 1 << 31 }),
+	refused("near the old numbers after a SYN, behind a FIN", verdictAfterSYN, func(s *scene) { s.flow.Flags = flagSYN | flagFIN }),
+	refused("near the old numbers after a SYN, behind a RST", verdictAfterSYN, func(s *scene) { s.flow.Flags = flagSYN | flagRST }),
 	refused("ack out of window after a SYN", verdictAfterSYN, func(s *scene) { s.flow.Flags = flagSYN; s.p.ack += 1 << 31 }),
 	refused("seq too low", verdictOutOfWindow, func(s *scene) { s.p.seq = s.flow.EndSeq - window(7) - 1 }),
 	refused("seq too high", verdictOutOfWindow, func(s *scene) { s.p.seq = s.flow.EndSeq + window(7) + 1 }),

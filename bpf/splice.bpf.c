@@ -64,6 +64,14 @@ struct {
 } names SEC(".maps");
 
 struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4096);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct host_key);
+	__type(value, struct host);
+} hosts SEC(".maps");
+
+struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, VERDICT_MAX);
 	__type(key, __u32);
@@ -105,6 +113,7 @@ const enum flow_flag *unused_flag __attribute__((unused));
 const enum flow_strip *unused_strip __attribute__((unused));
 const enum flow_side *unused_side __attribute__((unused));
 const enum user_flag *unused_user_flag __attribute__((unused));
+const enum host_flag *unused_host_flag __attribute__((unused));
 const enum verdict *unused_verdict __attribute__((unused));
 const struct event *unused_event __attribute__((unused));
 const enum event_kind *unused_event_kind __attribute__((unused));
@@ -465,6 +474,10 @@ static __always_inline enum verdict admit(struct flow *f, const struct flow_key 
 		}
 		return VERDICT_SYN;
 	}
+	/* The old connection had ended on this side, so what comes behind a SYN is the new
+	 * one's, even if its numbers happen to lie near: they do, when ports are reused soon. */
+	if (f->flags & FLAG_SYN && f->flags & (FLAG_FIN | FLAG_RST))
+		return VERDICT_AFTER_SYN;
 	/* Whatever is further away than the largest windows allow is not of this connection.
 	 * Before the hand-over the windows were our sockets': their scales count as well. */
 	seq = bpf_ntohl(t->seq);
@@ -858,9 +871,15 @@ static __always_inline void swap_ethernet(struct flow *a, struct flow *b)
 static __always_inline __u32 forward(struct flow *a, struct flow *b, struct leg *la, struct leg *lb,
 				     __u64 now)
 {
+	struct user_key uk = { .hash = la->user_hash, .tag = la->user_tag };
+	struct user *u = bpf_map_lookup_elem(&users, &uk);
 	__u64 deadline = a->deadline;
-	__u32 r = settled(a, la, now);
+	__u32 r;
 
+	/* Its packets would be dropped. */
+	if (!u || u->epoch != la->epoch)
+		return CONTROL_NO_USER;
+	r = settled(a, la, now);
 	if (r != CONTROL_OK)
 		return r;
 	r = settled(b, lb, now);

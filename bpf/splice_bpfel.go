@@ -39,6 +39,7 @@ const (
 	SpliceControlResultCONTROL_EXPIRED   SpliceControlResult = 3
 	SpliceControlResultCONTROL_UNSETTLED SpliceControlResult = 4
 	SpliceControlResultCONTROL_BAD_OP    SpliceControlResult = 5
+	SpliceControlResultCONTROL_NO_USER   SpliceControlResult = 6
 )
 
 type SpliceCounter struct {
@@ -148,6 +149,24 @@ const (
 	SpliceFlowStripSTRIP_SACK SpliceFlowStrip = 2
 )
 
+type SpliceHost struct {
+	_          structs.HostLayout
+	Weight     uint32
+	Configured uint32
+	Flags      uint32
+}
+
+type SpliceHostFlag uint32
+
+const (
+	SpliceHostFlagHOST_DOWN SpliceHostFlag = 1
+)
+
+type SpliceHostKey struct {
+	_    structs.HostLayout
+	Addr [16]uint8
+}
+
 type SpliceLeg struct {
 	_           structs.HostLayout
 	Key         SpliceFlowKey
@@ -249,6 +268,7 @@ const (
 	SpliceMapCounters        = "counters"
 	SpliceMapEvents          = "events"
 	SpliceMapFlows           = "flows"
+	SpliceMapHosts           = "hosts"
 	SpliceMapNames           = "names"
 	SpliceMapScratch         = "scratch"
 	SpliceMapUsers           = "users"
@@ -261,6 +281,7 @@ const (
 	SpliceVarUnusedEvent     = "unused_event"
 	SpliceVarUnusedEventKind = "unused_event_kind"
 	SpliceVarUnusedFlag      = "unused_flag"
+	SpliceVarUnusedHostFlag  = "unused_host_flag"
 	SpliceVarUnusedOp        = "unused_op"
 	SpliceVarUnusedResult    = "unused_result"
 	SpliceVarUnusedSide      = "unused_side"
@@ -325,6 +346,7 @@ type SpliceMapSpecs struct {
 	Counters *ebpf.MapSpec `ebpf:"counters"`
 	Events   *ebpf.MapSpec `ebpf:"events"`
 	Flows    *ebpf.MapSpec `ebpf:"flows"`
+	Hosts    *ebpf.MapSpec `ebpf:"hosts"`
 	Names    *ebpf.MapSpec `ebpf:"names"`
 	Scratch  *ebpf.MapSpec `ebpf:"scratch"`
 	Users    *ebpf.MapSpec `ebpf:"users"`
@@ -339,6 +361,7 @@ type SpliceVariableSpecs struct {
 	UnusedEvent     *ebpf.VariableSpec `ebpf:"unused_event"`
 	UnusedEventKind *ebpf.VariableSpec `ebpf:"unused_event_kind"`
 	UnusedFlag      *ebpf.VariableSpec `ebpf:"unused_flag"`
+	UnusedHostFlag  *ebpf.VariableSpec `ebpf:"unused_host_flag"`
 	UnusedOp        *ebpf.VariableSpec `ebpf:"unused_op"`
 	UnusedResult    *ebpf.VariableSpec `ebpf:"unused_result"`
 	UnusedSide      *ebpf.VariableSpec `ebpf:"unused_side"`
@@ -371,6 +394,7 @@ type SpliceMaps struct {
 	Counters *ebpf.Map `ebpf:"counters"`
 	Events   *ebpf.Map `ebpf:"events"`
 	Flows    *ebpf.Map `ebpf:"flows"`
+	Hosts    *ebpf.Map `ebpf:"hosts"`
 	Names    *ebpf.Map `ebpf:"names"`
 	Scratch  *ebpf.Map `ebpf:"scratch"`
 	Users    *ebpf.Map `ebpf:"users"`
@@ -381,6 +405,7 @@ func (m *SpliceMaps) Close() error {
 		m.Counters,
 		m.Events,
 		m.Flows,
+		m.Hosts,
 		m.Names,
 		m.Scratch,
 		m.Users,
@@ -396,6 +421,7 @@ type SpliceVariables struct {
 	UnusedEvent     *ebpf.Variable `ebpf:"unused_event"`
 	UnusedEventKind *ebpf.Variable `ebpf:"unused_event_kind"`
 	UnusedFlag      *ebpf.Variable `ebpf:"unused_flag"`
+	UnusedHostFlag  *ebpf.Variable `ebpf:"unused_host_flag"`
 	UnusedOp        *ebpf.Variable `ebpf:"unused_op"`
 	UnusedResult    *ebpf.Variable `ebpf:"unused_result"`
 	UnusedSide      *ebpf.Variable `ebpf:"unused_side"`

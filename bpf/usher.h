@@ -140,6 +140,21 @@ struct name_piece {
 	__u8 text[NAME_PIECE]; /* zero padded */
 };
 
+/* What an operator ordered of a backend; for user space only. */
+struct host_key {
+	__u8 addr[16];
+};
+
+enum host_flag {
+	HOST_DOWN = 1,
+};
+
+struct host {
+	__u32 weight;
+	__u32 configured; /* weight in the configuration when that was ordered */
+	__u32 flags;	  /* enum host_flag */
+};
+
 /* Every way out of every program; one counter each. */
 enum verdict {
 	VERDICT_NOT_TCP = 0,	/* passed: not TCP over Ethernet, tagged, or shorter than it says */
@@ -193,6 +208,7 @@ enum control_result {
 	CONTROL_EXPIRED = 3,   /* the deadline has passed: packets may have gone to the stack */
 	CONTROL_UNSETTLED = 4, /* a recorded packet has not reached the socket */
 	CONTROL_BAD_OP = 5,
+	CONTROL_NO_USER = 6, /* FORWARD: the user's entry is missing, or of another epoch */
 };
 
 struct leg {

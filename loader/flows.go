@@ -88,6 +88,8 @@ func (k *Kernel) run(c *bpf.SpliceControl) error {
 		return nil
 	case bpf.SpliceControlResultCONTROL_NO_FLOW:
 		return handover.ErrNoFlow
+	case bpf.SpliceControlResultCONTROL_NO_USER:
+		return handover.ErrNoEntry
 	case bpf.SpliceControlResultCONTROL_BAD_STATE,
 		bpf.SpliceControlResultCONTROL_EXPIRED,
 		bpf.SpliceControlResultCONTROL_UNSETTLED:

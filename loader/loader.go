@@ -182,7 +182,7 @@ func (k *Kernel) load() error {
 	if err := spec.Variables["redirect_neigh"].Set(!k.cfg.LearntHop); err != nil {
 		return fmt.Errorf("set redirect_neigh: %w", err)
 	}
-	sizes := map[string]uint32{"flows": uint32(k.cfg.MaxFlows), "users": uint32(k.cfg.MaxFlows), "names": 2 * uint32(k.cfg.MaxFlows), "counters": 0}
+	sizes := map[string]uint32{"flows": uint32(k.cfg.MaxFlows), "users": uint32(k.cfg.MaxFlows), "names": 2 * uint32(k.cfg.MaxFlows), "hosts": 0, "counters": 0}
 	for name, size := range sizes {
 		m := spec.Maps[name]
 		m.Pinning = ebpf.PinByName

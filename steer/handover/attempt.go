@@ -83,6 +83,8 @@ func (r *relay) frozen(cfd, bfd int, co, bo Observed) error {
 		return nil
 	case errors.Is(err, ErrUnsettled):
 		return errRetry
+	case errors.Is(err, ErrNoEntry):
+		return &refusal{reason: NoEntry}
 	}
 	return &refusal{KernelFailed, err}
 }

@@ -81,6 +81,8 @@ var (
 	// ErrUnsettled: something passed that the sockets had not received, or the
 	// hand-over took too long; it may be tried again.
 	ErrUnsettled = errors.New("connection is not quiet")
+	// ErrNoEntry: the kernel has no entry of the flow's owner, or one of another epoch.
+	ErrNoEntry = errors.New("no such entry")
 	// ErrNoFlow: the tuple has no flow (any more).
 	ErrNoFlow = errors.New("no such flow")
 )
@@ -98,7 +100,7 @@ type Kernel interface {
 	// Thaw undoes Freeze.
 	Thaw(client, backend Tuple)
 	// Forward starts the forwarding of two frozen legs. ErrUnsettled when a
-	// packet had passed that RcvNxt does not cover, or Freeze's time is over.
+	// packet had passed that RcvNxt does not cover, or Freeze's time is over; ErrNoEntry.
 	Forward(client, backend Leg, owner Owner) error
 }
 
@@ -128,6 +130,7 @@ const (
 	IPOptions    Reason = "ip-options"    // a peer sends IP options or fragments
 	Unobserved   Reason = "unobserved"    // its packets pass no interface with our program (peer on this host)
 	MapFull      Reason = "map-full"      // no room for another flow
+	NoEntry      Reason = "no-entry"      // the kernel has no entry for the user: no room, or the user is just being moved
 	Undone       Reason = "undone"        // hand-over was undone too often
 	HalfClosed   Reason = "half-closed"   // one side has ended its direction
 	KernelFailed Reason = "kernel-failed" // unexpected error, see the log

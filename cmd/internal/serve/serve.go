@@ -46,10 +46,6 @@ func Run(ctx context.Context, cfg *config.Config, version string, logTo io.Write
 	for _, w := range cfg.Warnings() {
 		log.Warn().Msg(w.String())
 	}
-	d, err := newDirector(ctx, cfg)
-	if err != nil {
-		return err
-	}
 	driver, err := newAuth(cfg.Auth, log)
 	if err != nil {
 		return err
@@ -61,11 +57,19 @@ func Run(ctx context.Context, cfg *config.Config, version string, logTo io.Write
 	if kernel != nil {
 		defer kernel.Close()
 	}
+	hosts, err := resolve(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	d, err := newDirector(cfg.Director, cfg.Auth.UserSeparator, hosts, kernel, log)
+	if err != nil {
+		return err
+	}
 	server, err := newServer(cfg, d, driver, kernel, log)
 	if err != nil {
 		return err
 	}
-	s := &site{cfg: cfg, server: server, kernel: kernel, reason: reason, start: time.Now(), version: version}
+	s := &site{cfg: cfg, hosts: hosts, server: server, kernel: kernel, reason: reason, start: time.Now(), version: version}
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), &metrics{site: s})
 	adm, err := admin.Listen(admin.Config{
@@ -121,24 +125,41 @@ func isTerminal(f *os.File) bool {
 	return err == nil
 }
 
-func newDirector(ctx context.Context, cfg *config.Config) (*director.Director, error) {
-	format, err := placement.ParseFormat(cfg.Director.UsernameHash)
+// resolve returns the configured hosts, names looked up.
+func resolve(ctx context.Context, cfg *config.Config) ([]config.Host, error) {
+	ctx, cancel := context.WithTimeout(ctx, resolveTimeout)
+	defer cancel()
+	return cfg.Hosts(ctx, net.DefaultResolver)
+}
+
+// newDirector makes the director with the configured hosts. What an operator ordered
+// of them before a restart still holds, but for a weight that the configuration has
+// changed since.
+func newDirector(cfg config.Director, separator string, hosts []config.Host, k *loader.Kernel, log zerolog.Logger) (*director.Director, error) {
+	format, err := placement.ParseFormat(cfg.UsernameHash)
 	if err != nil {
 		return nil, fmt.Errorf("director.username_hash: %w", err)
 	}
-	ctx, cancel := context.WithTimeout(ctx, resolveTimeout)
-	defer cancel()
-	hosts, err := cfg.Hosts(ctx, net.DefaultResolver)
-	if err != nil {
-		return nil, err
-	}
 	d := director.New(director.Config{
-		UserExpire: cfg.Director.UserExpire.Std(), KickDelay: cfg.Director.UserKickDelay.Std(),
-		UsernameHash: format, UserSeparator: cfg.Auth.UserSeparator,
+		UserExpire: cfg.UserExpire.Std(), KickDelay: cfg.UserKickDelay.Std(),
+		UsernameHash: format, UserSeparator: separator,
 	})
 	now := time.Now()
 	for _, h := range hosts {
+		order, ordered := loader.HostOrder{}, false
+		if k != nil {
+			if order, ordered, err = k.Host(h.Addr); err != nil {
+				return nil, err
+			}
+		}
+		if ordered && order.Configured == h.Weight {
+			h.Weight = order.Weight
+		}
 		d.Step(now, director.HostPut{Host: director.Host(h)})
+		if ordered && order.Down {
+			d.Step(now, director.HostUp{Addr: h.Addr})
+			log.Warn().Stringer("host", h.Addr).Msg("host is down, as ordered before the restart")
+		}
 	}
 	return d, nil
 }
@@ -208,6 +229,7 @@ func newServer(cfg *config.Config, d *director.Director, driver auth.Driver, k *
 // site is the daemon as the admin interface sees it.
 type site struct {
 	cfg     *config.Config
+	hosts   []config.Host // as configured
 	server  *steer.Server
 	kernel  *loader.Kernel // nil: user space only
 	reason  string         // why
@@ -378,15 +400,8 @@ func (s *site) Move(ctx context.Context, user, host string) error {
 	if err != nil {
 		return fmt.Errorf("%w: host %q is not an IP address", admin.ErrInvalid, host)
 	}
-	tag := ""
-	s.server.Router.View(func(d *director.Director) {
-		for _, h := range d.Hosts() {
-			if h.Addr == to.Unmap() {
-				tag = h.Tag
-			}
-		}
-	})
-	return adminError(s.server.Router.Move(ctx, user, tag, to.Unmap()))
+	h, _ := s.host(to.Unmap())
+	return adminError(s.server.Router.Move(ctx, user, h.Tag, to.Unmap()))
 }
 
 // Kick implements admin.Source.
@@ -406,25 +421,40 @@ func (s *site) HostSet(_ context.Context, address string, weight *int, up *bool)
 	if err != nil {
 		return fmt.Errorf("%w: host %q is not an IP address", admin.ErrInvalid, address)
 	}
-	var host director.Host
-	s.server.Router.View(func(d *director.Director) {
-		for _, h := range d.Hosts() {
-			if h.Addr == addr.Unmap() {
-				host = h.Host
-			}
-		}
-	})
-	if !host.Addr.IsValid() {
+	host, ok := s.host(addr.Unmap())
+	if !ok {
 		return fmt.Errorf("%w: %v", admin.ErrUnknownHost, addr)
 	}
 	if weight != nil {
 		host.Weight = *weight
-		s.server.Router.Tell(director.HostPut{Host: host})
+		s.server.Router.Tell(director.HostPut{Host: host.Host})
 	}
 	if up != nil {
+		host.Up = *up
 		s.server.Router.Tell(director.HostUp{Addr: host.Addr, Up: *up})
 	}
-	return nil
+	if s.kernel == nil {
+		return nil
+	}
+	configured := host.Weight
+	for _, b := range s.hosts {
+		if b.Addr == host.Addr {
+			configured = b.Weight
+		}
+	}
+	return s.kernel.PutHost(host.Addr, loader.HostOrder{Weight: host.Weight, Configured: configured, Down: !host.Up})
+}
+
+// host finds a host of the director.
+func (s *site) host(addr netip.Addr) (found director.HostInfo, ok bool) {
+	s.server.Router.View(func(d *director.Director) {
+		for _, h := range d.Hosts() {
+			if h.Addr == addr {
+				found, ok = h, true
+			}
+		}
+	})
+	return found, ok
 }
 
 // adminError gives the director's errors the identity that the admin interface knows.
