@@ -218,6 +218,7 @@ func (s *Server) accept(ln net.Listener, p protocol) {
 			time.Sleep(10 * time.Millisecond)
 			continue
 		}
+		_ = conn.(*net.TCPConn).SetKeepAlive(false) // an idle session is to be idle
 		c := s.enter(conn.(*net.TCPConn), p)
 		if c == nil {
 			conn.Close()

@@ -189,6 +189,7 @@ func Open(ctx context.Context, cfg Config) (*Session, error) {
 	}
 	d := cfg.NS.Dialer()
 	d.Timeout = cfg.Timeout
+	d.KeepAlive = -1 // an idle session is to be idle: package net's default is a packet every 15 s
 	if cfg.Local.IsValid() {
 		d.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(cfg.Local, 0))
 	}
