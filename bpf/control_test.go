@@ -214,6 +214,34 @@ func TestForwardNeedsEntry(t *testing.T) {
 	}
 }
 
+// TestResetUndoes: a RST that passed is on its way to the socket. Nobody sends it again,
+// so the pair is not spliced before it was seen that the socket did not believe it.
+func TestResetUndoes(t *testing.T) {
+	r := newRig(t, rigOptions{})
+	for i := range 2 {
+		r.clear(t)
+		r.putUser(t, bpf.SpliceUserKey{}, 0)
+		c := request(0)
+		c.Deadline = monotonic() + second
+		flows := [2]bpf.SpliceFlow{{State: observeState}, {State: observeState}}
+		flows[i].Flags = flagRST
+		for i := range flows {
+			r.putFlow(t, c.Legs[i].Key, flows[i])
+		}
+		for step, want := range []bpf.SpliceControlResult{resultUnsettled, resultOK} {
+			if got := r.control(t, freezeOp, c); got != want {
+				t.Errorf("leg %d: freeze number %d: result %d, want %d", i, step+1, got, want)
+			}
+		}
+		held := *r.flow(t, c.Legs[i].Key)
+		held.Flags |= flagRST // while it is held
+		r.putFlow(t, c.Legs[i].Key, held)
+		if got := r.control(t, forwardOp, c); got != resultUnsettled {
+			t.Errorf("leg %d: forward: result %d, want %d", i, got, resultUnsettled)
+		}
+	}
+}
+
 func TestEveryControlHasARow(t *testing.T) {
 	ops, results := map[uint32]int{}, map[uint32]int{}
 	for _, row := range entryRows {

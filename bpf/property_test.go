@@ -81,6 +81,7 @@ func anyScene(t *rapid.T) scene {
 		return at + uint32(rapid.Int64Range(-w, w).Draw(t, name))
 	}
 	p.seq, p.ack = near("seq", f.EndSeq, f.WindowScale), near("ack", f.MaxAck, max(f.InScale, f.OutScale))
+	f.Deadline = uint64(p.seq + 1) // syn_next: not this packet
 	p.flags = u8.Draw(t, "tcp flags") &^ (syn | rst)
 	p.tos, p.ttl, p.window, p.urgent = u8.Draw(t, "tos"), u8.Draw(t, "ttl"), u16.Draw(t, "window"), u16.Draw(t, "urgent")
 	p.id, p.fragment = u16.Draw(t, "id"), rapid.SampledFrom([]uint16{0, 0x4000}).Draw(t, "fragment")

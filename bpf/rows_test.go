@@ -1,6 +1,8 @@
 package bpf_test
 
 import (
+	"math"
+
 	"slices"
 
 	"usher/bpf"
@@ -89,6 +91,11 @@ var forwardedRows = []row{
 		result: result{verdict: verdictForwarded, events: rstEvent, after: flagged(flagRST)}},
 	{name: "exact RST with FIN", change: func(s *scene) { s.p.flags, s.p.payload = rst|fin|ack, nil },
 		result: result{verdict: verdictForwarded, events: rstEvent, after: flagged(flagRST)}},
+	{name: "RST behind data that is not acknowledged", change: func(s *scene) {
+		s.p.flags, s.p.payload = rst, nil
+		s.p.seq += 1000
+		s.flow.EndSeq = s.p.seq
+	}, result: result{verdict: verdictForwarded, events: rstEvent, after: flagged(flagRST)}},
 	forwarded("exact RST again", func(s *scene) { s.p.flags = rst; s.flow.Flags = flagRST }),
 	forwarded("RST one too high is not believed", func(s *scene) { s.p.flags, s.p.payload = rst, nil; s.p.seq++ }),
 	forwarded("RST one too low is not believed", func(s *scene) { s.p.flags, s.p.payload = rst, nil; s.p.seq-- }),
@@ -157,6 +164,9 @@ var refusedRows = []row{
 	refused("seq out of window after a SYN", verdictAfterSYN, func(s *scene) { s.flow.Flags = flagSYN; s.p.seq += 1 << 31 }),
 	refused("near the old numbers after a SYN, behind a FIN", verdictAfterSYN, func(s *scene) { s.flow.Flags = flagSYN | flagFIN }),
 	refused("near the old numbers after a SYN, behind a RST", verdictAfterSYN, func(s *scene) { s.flow.Flags = flagSYN | flagRST }),
+	refused("the new connection's first packet, near the old numbers", verdictAfterSYN, func(s *scene) {
+		s.flow.Flags, s.flow.Deadline = flagSYN, 7<<32|uint64(s.p.seq)
+	}),
 	refused("ack out of window after a SYN", verdictAfterSYN, func(s *scene) { s.flow.Flags = flagSYN; s.p.ack += 1 << 31 }),
 	refused("seq too low", verdictOutOfWindow, func(s *scene) { s.p.seq = s.flow.EndSeq - window(7) - 1 }),
 	refused("seq too high", verdictOutOfWindow, func(s *scene) { s.p.seq = s.flow.EndSeq + window(7) + 1 }),
@@ -214,7 +224,12 @@ var observeRows = []row{
 	recorded("retransmission", func(s *scene) { s.seen(firstSeq, 900); s.p.seq -= 100 }, book(flagSeen|flagTS, firstSeq, 1000)),
 	recorded("end wraps around 2^32", func(s *scene) { s.p.seq = 0xffff_fffc; s.seen(s.p.seq, 900) }, book(flagSeen|flagTS, 5, 1000)),
 	recorded("old end after the wrap", func(s *scene) { s.seen(5, 900); s.p.seq = 0xffff_fff0 }, book(flagSeen|flagTS, 5, 1000)),
-	recorded("RST", func(s *scene) { s.seen(firstSeq, 900); s.p.flags, s.p.payload = rst, nil }, book(flagSeen|flagTS, firstSeq, 1000)),
+	recorded("RST", func(s *scene) { s.seen(firstSeq, 900); s.p.flags, s.p.payload = rst, nil }, book(flagSeen|flagTS|flagRST, firstSeq, 1000)),
+	{name: "observe/RST in HOLD", change: func(s *scene) {
+		s.seen(firstSeq, 900)
+		s.flow.State, s.flow.Deadline = holdState, math.MaxUint64
+		s.p.flags, s.p.payload = rst, nil
+	}, result: result{verdict: verdictObserved, after: func(f *bpf.SpliceFlow) { f.Flags |= flagRST }}},
 	recorded("no TS", func(s *scene) { s.observing(); s.p.options = nil }, book(flagSeen, firstEnd, 0)),
 	recorded("TS at an odd offset", func(s *scene) { s.observing(); s.p.options = []option{nop(), ts(1000, 0), nop()} }, book(flagSeen|flagTS, firstEnd, 1000)),
 	recorded("TS behind SACK", func(s *scene) {

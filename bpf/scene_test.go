@@ -218,6 +218,9 @@ func (s scene) play(t *testing.T, r *rig, prog program, want result) {
 		t.Errorf("packet out (-want +got), in was %x:\n%s", frame, d)
 	}
 
+	if want.verdict == verdictSYN {
+		flow.Deadline = flow.Deadline>>32<<32 | uint64(s.p.seq+1) // syn_next
+	}
 	if want.after != nil {
 		want.after(&flow)
 	}

@@ -406,12 +406,14 @@ static __always_inline enum verdict observe(struct flow *f, struct packet *p, vo
 	struct tcphdr *t = p->tcp;
 	__u32 end_seq = 0, tsval = 0, len;
 	__u8 flags = FLAG_SEEN;
+	bool rst = false;
 	enum verdict v = VERDICT_OBSERVED;
 
 	if (p->odd) {
 		flags = FLAG_ODD;
 	} else {
 		end_seq = bpf_ntohl(t->seq) + p->payload + t->syn + t->fin;
+		rst = t->rst;
 		len = t->doff * 4 - sizeof(*t);
 		if (len && len <= MAX_OPTIONS) {
 			struct scratch *s = load_options(t, end, len);
@@ -426,6 +428,11 @@ static __always_inline enum verdict observe(struct flow *f, struct packet *p, vo
 	bpf_spin_lock(&f->lock);
 	if (f->state == FLOW_FORWARD || (f->state == FLOW_HOLD && now <= f->deadline)) {
 		v = VERDICT_HELD;
+		/* Nobody sends it again: the socket must have it, and the hand-over is undone. */
+		if (rst && f->state == FLOW_HOLD) {
+			f->flags |= FLAG_RST;
+			v = VERDICT_OBSERVED;
+		}
 	} else {
 		if (f->state == FLOW_HOLD)
 			v = VERDICT_HOLD_EXPIRED;
@@ -433,13 +440,16 @@ static __always_inline enum verdict observe(struct flow *f, struct packet *p, vo
 			f->end_seq = end_seq;
 		if (flags & FLAG_TS && (!(f->flags & FLAG_TS) || after(tsval, f->tsval)))
 			f->tsval = tsval;
-		f->flags |= flags;
+		f->flags |= flags | (rst ? FLAG_RST : 0);
 	}
 	bpf_spin_unlock(&f->lock);
 	return v;
 }
 
-/* A RST is believed when its sequence number is exactly what the other side expects (RFC 5961). */
+/*
+ * A RST is believed when its sequence number is exactly what the other side expects
+ * (RFC 5961): what it acknowledged last, or the end of what has been sent to it since.
+ */
 static __always_inline bool exact_reset(struct flow *f, __u32 seq)
 {
 	struct flow_key key;
@@ -450,7 +460,7 @@ static __always_inline bool exact_reset(struct flow *f, __u32 seq)
 	key.remote_port = f->dport;
 	key.local_port = f->sport;
 	back = bpf_map_lookup_elem(&flows, &key);
-	return back && back->max_ack + back->ack_add == seq;
+	return back && (seq == f->end_seq || back->max_ack + back->ack_add == seq);
 }
 
 /* May this packet of a FORWARD flow pass? */
@@ -472,6 +482,7 @@ static __always_inline enum verdict admit(struct flow *f, const struct flow_key 
 			f->flags |= FLAG_SYN;
 			tell(key, EVENT_SYN);
 		}
+		f->syn_next = bpf_ntohl(t->seq) + 1;
 		return VERDICT_SYN;
 	}
 	/* The old connection had ended on this side, so what comes behind a SYN is the new
@@ -482,6 +493,9 @@ static __always_inline enum verdict admit(struct flow *f, const struct flow_key 
 	 * Before the hand-over the windows were our sockets': their scales count as well. */
 	seq = bpf_ntohl(t->seq);
 	ack = bpf_ntohl(t->ack_seq);
+	/* A host chooses nearby numbers for the same tuple soon after: the window does not tell. */
+	if (f->flags & FLAG_SYN && seq == f->syn_next)
+		return VERDICT_AFTER_SYN;
 	scale = f->in_scale > f->out_scale ? f->in_scale : f->out_scale;
 	if (!within(seq, f->end_seq, (65535u << (f->window_scale & 15)) + WINDOW_SLACK) ||
 	    (t->ack && !within(ack, f->max_ack, (65535u << (scale & 15)) + WINDOW_SLACK)))
@@ -772,7 +786,11 @@ static __always_inline __u32 freeze(struct flow *f, struct leg *l, __u64 deadlin
 	__u32 r = CONTROL_OK;
 
 	bpf_spin_lock(&f->lock);
-	if (f->state == FLOW_OBSERVE) {
+	if (f->state == FLOW_OBSERVE && f->flags & FLAG_RST) {
+		/* It may be on its way to the socket still; when it was not believed, try again. */
+		f->flags &= ~FLAG_RST;
+		r = CONTROL_UNSETTLED;
+	} else if (f->state == FLOW_OBSERVE) {
 		f->state = FLOW_HOLD;
 		f->deadline = deadline;
 		seen.end_seq = f->end_seq;
@@ -811,7 +829,7 @@ static __always_inline __u32 settled(struct flow *f, struct leg *l, __u64 now)
 		r = CONTROL_BAD_STATE;
 	else if (now > f->deadline)
 		r = CONTROL_EXPIRED;
-	else if (f->end_seq != rcv_nxt)
+	else if (f->end_seq != rcv_nxt || f->flags & FLAG_RST)
 		r = CONTROL_UNSETTLED;
 	else
 		f->deadline = NEVER;

@@ -41,7 +41,7 @@ enum flow_state {
 enum flow_flag {
 	FLAG_SEEN = 1,	  /* at least one packet was recorded in OBSERVE */
 	FLAG_FIN = 2,	  /* forwarded a FIN */
-	FLAG_RST = 4,	  /* forwarded a RST with the exact sequence number */
+	FLAG_RST = 4,	  /* FORWARD: forwarded a RST with the exact sequence number; before: passed a RST */
 	FLAG_SYN = 8,	  /* a SYN on this tuple went to the stack: the remote host may have forgotten the flow */
 	FLAG_ODD = 16,	  /* saw IP options or a fragment: such a session is not spliced */
 	FLAG_STOPPED = 32, /* a packet met an older epoch than its user's */
@@ -104,7 +104,10 @@ struct flow {
 	__u8 unused[3];
 
 	__u64 since;	/* start of the session, ns since 1970 */
-	__u64 deadline; /* HOLD: CLOCK_MONOTONIC ns after which packets go to the stack again */
+	union {
+		__u64 deadline; /* HOLD: CLOCK_MONOTONIC ns after which packets go to the stack again */
+		__u32 syn_next; /* FLAG_SYN: the sequence number behind the SYN that went to the stack */
+	};
 	__u64 last_seen; /* CLOCK_MONOTONIC ns of the last packet */
 	__u64 packets;	 /* forwarded, by the program */
 	__u64 bytes;	 /* payload: what user space moved before, plus what was forwarded */

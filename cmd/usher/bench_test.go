@@ -109,6 +109,19 @@ func busy() time.Duration {
 	return ticks * time.Second / 100
 }
 
+// processCPU returns the CPU time of a process, user and system.
+func processCPU(pid int) time.Duration {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0
+	}
+	_, rest, _ := strings.Cut(string(stat), ") ")
+	f := strings.Fields(rest)
+	user, _ := strconv.Atoi(f[11])
+	system, _ := strconv.Atoi(f[12])
+	return time.Duration(user+system) * time.Second / 100
+}
+
 func median(x []float64) float64 {
 	x = slices.Sorted(slices.Values(x))
 	return x[len(x)/2]
@@ -202,12 +215,13 @@ func benchTraffic(b *testing.B, variants []*variant) {
 func benchLogins(b *testing.B, variants []*variant) {
 	const workers, stay = 24, 25 * time.Millisecond // long enough to be handed over
 	cpu := map[*variant][]float64{}
+	own := map[*variant][]float64{}
 	rate := map[*variant][]float64{}
 	for range benchRounds {
 		for _, v := range variants {
 			var n atomic.Int64
 			var next atomic.Int64
-			before, begin := busy(), time.Now()
+			before, ownBefore, begin := busy(), processCPU(v.site.Pid()), time.Now()
 			var wg sync.WaitGroup
 			for range workers {
 				wg.Go(func() {
@@ -227,13 +241,15 @@ func benchLogins(b *testing.B, variants []*variant) {
 			}
 			wg.Wait()
 			cpu[v] = append(cpu[v], (busy()-before).Seconds()/float64(n.Load()))
+			own[v] = append(own[v], (processCPU(v.site.Pid())-ownBefore).Seconds()/float64(n.Load()))
 			rate[v] = append(rate[v], float64(n.Load())/time.Since(begin).Seconds())
 		}
 	}
 	w := table()
-	fmt.Fprintln(w, "logins\trate\tmachine CPU per login\tto splice\t")
+	fmt.Fprintln(w, "logins\trate\tmachine CPU per login\tto splice\tdaemon's CPU\t")
 	for _, v := range variants {
-		fmt.Fprintf(w, "%s\t%.0f/s\t%.0f us\t%.2f\t\n", v.name, median(rate[v]), median(cpu[v])*1e6, median(cpu[v])/median(cpu[variants[1]]))
+		fmt.Fprintf(w, "%s\t%.0f/s\t%.0f us\t%.2f\t%.0f us\t\n", v.name, median(rate[v]), median(cpu[v])*1e6,
+			median(cpu[v])/median(cpu[variants[1]]), median(own[v])*1e6)
 	}
 	w.Flush()
 }
