@@ -278,6 +278,12 @@ func Unpin(pinPath string) error {
 	return nil
 }
 
+// Left returns how many flows an earlier daemon has left in the kernel under pinPath: 0
+// also when that cannot be seen.
+func Left(pinPath string) int {
+	return len(flowsIn(filepath.Join(pinPath, fmt.Sprintf("layout-%d", layout))))
+}
+
 // flowsIn returns the forwarded flows of a pin directory; none if it has another layout.
 func flowsIn(dir string) (all []handover.Flow) {
 	if filepath.Base(dir) != fmt.Sprintf("layout-%d", layout) {

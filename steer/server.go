@@ -187,10 +187,10 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	cancel()
 	s.closeListeners()
+	parts.Wait() // from here on no session begins
 	s.finishHandOvers()
 	endSessions(errShutdown)
 	s.sessions.Wait()
-	parts.Wait()
 	return err
 }
 
@@ -286,11 +286,10 @@ func (s *Server) adopt() error {
 			stale = append(stale, f.Tuple)
 			return true
 		}
-		if f.FIN || f.RST {
-			// The flows of an ended session stay for a while; the watcher's sweep removes them.
-			if back, err := s.cfg.Kernel.Flow(f.Other); err != nil || handover.Ended(f, back) {
-				return true
-			}
+		// The flows of an ended session stay for a while, and half a session when the
+		// process was killed while it removed it; the watcher's sweep removes both.
+		if back, err := s.cfg.Kernel.Flow(f.Other); err != nil || back.Other != f.Tuple || handover.Ended(f, back) {
+			return true
 		}
 		s.Table.adopt(f)
 		adopted++
@@ -329,12 +328,16 @@ func (s *Server) adopt() error {
 type watched Server
 
 // Known implements expire.Sessions.
-func (w *watched) Known(client handover.Tuple) bool { return w.Table.find(client) != nil }
+func (w *watched) Known(client handover.Tuple, began time.Time) bool {
+	x := w.find(client)
+	return x != nil && x.since == began.UnixNano()
+}
 
-// Ended implements expire.Sessions.
-func (w *watched) Ended(client handover.Tuple, toBackend, toClient uint64, how string) {
+// Ended implements expire.Sessions. A session that the kernel has just taken over may
+// end before its goroutine has said that it is Forwarded.
+func (w *watched) Ended(client handover.Tuple, began time.Time, toBackend, toClient uint64, how string) {
 	s := (*Server)(w)
-	if x := s.find(client); x != nil && s.stateOf(x) == Forwarded {
+	if x := s.find(client); x != nil && x.since == began.UnixNano() && s.stateOf(x) >= Relayed {
 		s.ended(x, s.kernelMode, "", toBackend, toClient, how)
 	}
 }

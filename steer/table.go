@@ -170,10 +170,13 @@ func (t *Table) relayed(s *Session, user string, pair *handover.Pair) {
 }
 
 // forwarded: the kernel carries it. It returns why the session must end, if
-// somebody wanted that meanwhile.
+// somebody wanted that meanwhile. It may have ended already.
 func (t *Table) forwarded(s *Session) (stop error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if s.over {
+		return nil
+	}
 	stop = s.live.stop
 	s.live = nil
 	t.setLocked(s, Forwarded)

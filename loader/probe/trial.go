@@ -167,8 +167,8 @@ func (s *site) kick(k *loader.Kernel, key director.Key, f family, x *session) er
 // nobody is a table of sessions that need no tidying up.
 type nobody struct{}
 
-func (nobody) Known(handover.Tuple) bool                    { return true }
-func (nobody) Ended(handover.Tuple, uint64, uint64, string) {}
+func (nobody) Known(handover.Tuple, time.Time) bool                    { return true }
+func (nobody) Ended(handover.Tuple, time.Time, uint64, uint64, string) {}
 
 // tryUserSpace relays a session over the loopback interface.
 func tryUserSpace(ctx context.Context, m Mode) Mode {

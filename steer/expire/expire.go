@@ -28,11 +28,11 @@ type Kernel interface {
 
 // Sessions is the table of sessions.
 type Sessions interface {
-	// Known reports whether a session has this client connection.
-	Known(client handover.Tuple) bool
-	// Ended is called once for a session that the kernel carried. toBackend and
+	// Known reports whether the session that began then has this client connection.
+	Known(client handover.Tuple, began time.Time) bool
+	// Ended is called for a session that the kernel carried. toBackend and
 	// toClient are its payload bytes in both directions, how is a word for the log.
-	Ended(client handover.Tuple, toBackend, toClient uint64, how string)
+	Ended(client handover.Tuple, began time.Time, toBackend, toClient uint64, how string)
 }
 
 const (
@@ -55,10 +55,12 @@ type Watcher struct {
 	closing  map[handover.Tuple]*closing // by client tuple; owned by Run
 }
 
+// closing is a session with two FINs. Its client may use the port again at any time:
+// began tells its flows from those of the next session.
 type closing struct {
-	backend handover.Tuple
-	since   time.Time // of the second FIN, then of the end
-	told    bool
+	began time.Time
+	since time.Time // of the second FIN, then of the end
+	told  bool
 }
 
 // New returns a Watcher that closes sessions without a packet for idle.
@@ -109,9 +111,12 @@ func (w *Watcher) pair(t handover.Tuple) (client, backend handover.Flow, err err
 		return client, backend, err
 	}
 	g, err := w.kernel.Flow(f.Other)
+	if err == nil && g.Other != f.Tuple {
+		err = handover.ErrNoFlow // it is another session's
+	}
 	if err != nil {
 		if errors.Is(err, handover.ErrNoFlow) {
-			w.kernel.Remove(t) // half a session leads nowhere
+			w.half(f)
 		}
 		return client, backend, err
 	}
@@ -121,32 +126,47 @@ func (w *Watcher) pair(t handover.Tuple) (client, backend handover.Flow, err err
 	return g, f, nil
 }
 
-func (w *Watcher) examine(t handover.Tuple) {
-	if x := w.closing[t]; x != nil && x.told {
-		return
+// half ends a session of which one flow is left: it leads nowhere. A process that was
+// killed while it removed a session leaves one.
+func (w *Watcher) half(f handover.Flow) {
+	w.kernel.Remove(f.Tuple)
+	if f.FromClient {
+		w.sessions.Ended(f.Tuple, f.Owner.Since, f.Bytes, 0, "broken")
+	} else {
+		w.sessions.Ended(f.Other, f.Owner.Since, 0, f.Bytes, "broken")
 	}
+}
+
+func (w *Watcher) examine(t handover.Tuple) {
 	c, b, err := w.pair(t)
 	if err != nil {
+		return
+	}
+	x := w.closing[c.Tuple]
+	if x != nil && !x.began.Equal(c.Owner.Since) {
+		delete(w.closing, c.Tuple)
+		x = nil
+	}
+	if x != nil && x.told {
 		return
 	}
 	if c.RST || b.RST {
 		w.kernel.Remove(c.Tuple)
 		w.kernel.Remove(b.Tuple)
 		delete(w.closing, c.Tuple)
-		w.sessions.Ended(c.Tuple, c.Bytes, b.Bytes, "reset")
+		w.sessions.Ended(c.Tuple, c.Owner.Since, c.Bytes, b.Bytes, "reset")
 		return
 	}
 	if !c.FIN || !b.FIN {
 		return
 	}
-	x := w.closing[c.Tuple]
 	if x == nil {
-		x = &closing{backend: b.Tuple, since: time.Now()}
+		x = &closing{began: c.Owner.Since, since: time.Now()}
 		w.closing[c.Tuple] = x
 	}
 	if !x.told && handover.Ended(c, b) {
 		x.told, x.since = true, time.Now()
-		w.sessions.Ended(c.Tuple, c.Bytes, b.Bytes, "closed")
+		w.sessions.Ended(c.Tuple, c.Owner.Since, c.Bytes, b.Bytes, "closed")
 	}
 }
 
@@ -164,12 +184,16 @@ func (w *Watcher) revisit(now time.Time) {
 			continue
 		}
 		delete(w.closing, t)
+		c, b, err := w.pair(t)
+		if err != nil || !x.began.Equal(c.Owner.Since) {
+			continue
+		}
 		if !x.told {
 			w.End(t, "closed")
 			continue
 		}
-		w.kernel.Remove(t)
-		w.kernel.Remove(x.backend)
+		w.kernel.Remove(c.Tuple)
+		w.kernel.Remove(b.Tuple)
 	}
 }
 
@@ -178,19 +202,19 @@ func (w *Watcher) revisit(now time.Time) {
 func (w *Watcher) Sweep() error {
 	var examine, silent, strange []handover.Tuple
 	err := w.kernel.Flows(func(f handover.Flow) bool {
+		client := f.Tuple
 		if !f.FromClient {
-			if f.RST {
-				examine = append(examine, f.Tuple)
-			}
-			return true
+			client = f.Other
 		}
+		known := w.sessions.Known(client, f.Owner.Since)
 		switch {
-		case f.RST || f.FIN:
+		case f.RST || f.FIN && f.FromClient:
 			examine = append(examine, f.Tuple)
-		case f.Idle > w.idle:
-			silent = append(silent, f.Tuple)
-		case !w.sessions.Known(f.Tuple):
+		case !known:
 			strange = append(strange, f.Tuple)
+		}
+		if f.FromClient && known && f.Idle > w.idle {
+			silent = append(silent, client)
 		}
 		return true
 	})
@@ -203,8 +227,10 @@ func (w *Watcher) Sweep() error {
 		}
 	}
 	for _, t := range strange {
-		if _, gone := w.closing[t]; !gone {
-			w.End(t, "unknown")
+		// The flows of a session that has just ended may linger.
+		c, _, err := w.pair(t)
+		if x := w.closing[c.Tuple]; err == nil && (x == nil || !x.told) && !w.sessions.Known(c.Tuple, c.Owner.Since) {
+			w.End(c.Tuple, "unknown")
 		}
 	}
 	return err
@@ -219,7 +245,7 @@ func (w *Watcher) End(client handover.Tuple, how string) bool {
 	}
 	w.kernel.Remove(c.Tuple)
 	w.kernel.Remove(b.Tuple)
-	w.sessions.Ended(c.Tuple, c.Bytes, b.Bytes, how)
+	w.sessions.Ended(c.Tuple, c.Owner.Since, c.Bytes, b.Bytes, how)
 	w.reset(c, b)
 	w.reset(b, c)
 	return true
@@ -234,7 +260,7 @@ func (w *Watcher) Supersede(client handover.Tuple) {
 		return
 	}
 	w.kernel.Remove(b.Tuple)
-	w.sessions.Ended(c.Tuple, c.Bytes, b.Bytes, "superseded")
+	w.sessions.Ended(c.Tuple, c.Owner.Since, c.Bytes, b.Bytes, "superseded")
 	w.reset(b, c)
 }
 

@@ -85,13 +85,13 @@ type ended struct {
 	told  []string
 }
 
-func (e *ended) Known(t handover.Tuple) bool {
+func (e *ended) Known(t handover.Tuple, _ time.Time) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return e.known[t]
 }
 
-func (e *ended) Ended(t handover.Tuple, toBackend, toClient uint64, how string) {
+func (e *ended) Ended(_ handover.Tuple, _ time.Time, toBackend, toClient uint64, how string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.told = append(e.told, fmt.Sprintf("%s %d %d", how, toBackend, toClient))
@@ -230,6 +230,6 @@ func TestStrays(t *testing.T) {
 	scene(t, time.Hour, func(t *testing.T, f *flows, e *ended, _ *Watcher) { // half a session
 		f.Remove(backend)
 		f.change(client, true, fin)
-		expect(t, e, f, 0)
+		expect(t, e, f, 0, "broken 11 0")
 	})
 }

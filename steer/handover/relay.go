@@ -22,6 +22,9 @@ const (
 	splicePiece  = 1 << 20
 	// maxUndone: how often a hand-over may be undone before the session stays here.
 	maxUndone = 5
+	// longestPause bounds the time between two looks at a connection that is silent, but
+	// whose peer does not take what we sent: it may be gone, or asleep for hours.
+	longestPause = time.Second
 	// parkTime bounds the wait for both pumps to stop: one that is stuck in a write
 	// must not keep the other direction waiting.
 	parkTime = 20 * time.Millisecond
@@ -152,6 +155,7 @@ func (x *relay) eligible() Reason {
 // handOver waits for quiet moments and tries. It returns Spliced, or why not.
 func (x *relay) handOver(r *Relayer) Reason {
 	undone := 0
+	var pause time.Duration // before the next look at busy connections
 	timer := time.NewTimer(r.Quiet())
 	defer timer.Stop()
 	for {
@@ -164,6 +168,7 @@ func (x *relay) handOver(r *Relayer) Reason {
 		}
 		quiet := r.Quiet()
 		if idle := x.idle(); idle < quiet {
+			pause = 0
 			timer.Reset(max(quiet-idle, time.Millisecond))
 			continue
 		}
@@ -186,8 +191,11 @@ func (x *relay) handOver(r *Relayer) Reason {
 			if undone++; undone == maxUndone {
 				return Undone
 			}
+			timer.Reset(max(quiet, time.Millisecond) << (2 * undone))
+			continue
 		}
-		timer.Reset(max(quiet, time.Millisecond) << (2 * undone))
+		pause = max(min(2*pause, longestPause), quiet, time.Millisecond)
+		timer.Reset(pause)
 	}
 }
 

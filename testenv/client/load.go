@@ -3,6 +3,7 @@ package client
 import (
 	"context"
 	"fmt"
+	"io"
 	"math/bits"
 	"sync/atomic"
 	"time"
@@ -31,6 +32,43 @@ func (r Result) PerSecond() float64 { return float64(r.Requests) / r.Elapsed.Sec
 
 // Gbps returns the payload in 10^9 bits per second.
 func (r Result) Gbps() float64 { return float64(r.Bytes) * 8 / 1e9 / r.Elapsed.Seconds() }
+
+// PingPong does rounds of request bytes answered by reply bytes, one after the other on each session, for
+// some time. The sessions can be used afterwards.
+func PingPong(ctx context.Context, sessions []*Session, request, reply int, d time.Duration) (Result, error) {
+	var stop atomic.Bool
+	var h histogram
+	r, err := load(ctx, sessions, d, &stop, func(s *Session) error {
+		command := fmt.Sprintf("X-PINGPONG %d %d", request, reply)
+		return s.do(command, func() error {
+			s.conn.SetDeadline(time.Now().Add(d + s.cfg.Timeout))
+			if err := s.send(command); err != nil {
+				return err
+			}
+			out, in := make([]byte, request), make([]byte, reply)
+			for !stop.Load() {
+				begin := time.Now()
+				if _, err := s.conn.Write(out); err != nil {
+					return err
+				}
+				if _, err := io.ReadFull(s.r, in); err != nil {
+					return err
+				}
+				h.add(time.Since(begin))
+			}
+			out[0] = 'Q'
+			if _, err := s.wire.Write(out); err != nil {
+				return err
+			}
+			_, err := s.final(nil)
+			return err
+		})
+	})
+	r.Requests = h.count()
+	r.Bytes = r.Requests * uint64(request+reply)
+	r.P50, r.P99, r.Max = h.quantile(0.5), h.quantile(0.99), h.quantile(1)
+	return r, err
+}
 
 // bulkChunk is how much one bulk command moves. The next command is always under way before one is finished,
 // so the round trip between two does not show, and a test of 32 sessions still ends soon after its time.

@@ -180,12 +180,13 @@ func newAuth(cfg config.Auth, log zerolog.Logger) (auth.Driver, error) {
 }
 
 // openKernel finds the best mode that works here, or exactly the wanted one. Without
-// a kernel the reason says why.
+// a kernel the reason says why. Sessions that are in the kernel forbid to do without it:
+// nobody would know their users, who could come to a second backend.
 func openKernel(cfg config.Steer, log zerolog.Logger) (*loader.Kernel, string, error) {
 	mode := cfg.Mode
 	switch mode {
 	case "splice", "copy":
-		return nil, "configured", nil
+		return nil, "configured", leftAlone(cfg, nil)
 	case "auto":
 		// XDP is for physical interfaces and wanted by name: see README.
 		mode = loader.ModeTC
@@ -197,10 +198,29 @@ func openKernel(cfg config.Steer, log zerolog.Logger) (*loader.Kernel, string, e
 	case err == nil:
 		return k, "", nil
 	case cfg.Mode == "auto" && !errors.Is(err, loader.ErrLayout) && !errors.Is(err, loader.ErrInUse):
+		if err := leftAlone(cfg, err); err != nil {
+			return nil, "", err
+		}
 		log.Warn().Err(err).Msg("the kernel cannot carry sessions here: they stay in user space")
 		return nil, err.Error(), nil
 	}
 	return nil, "", fmt.Errorf("steer.mode = %q: %w", cfg.Mode, err)
+}
+
+// leftAlone is the error of a start in user space, for the given reason, that would leave
+// sessions in the kernel alone.
+func leftAlone(cfg config.Steer, why error) error {
+	n := loader.Left(cfg.PinPath)
+	if n == 0 {
+		return nil
+	}
+	err := fmt.Errorf("steer.mode = %q: the kernel still carries sessions of an earlier daemon (%d flows below %s): "+
+		"start with mode \"auto\" until they have ended, or end them with `usher unpin --pin-path %s`",
+		cfg.Mode, n, cfg.PinPath, cfg.PinPath)
+	if why != nil {
+		err = fmt.Errorf("%w; the kernel path does not work: %w", err, why)
+	}
+	return err
 }
 
 func newServer(cfg *config.Config, d *director.Director, driver auth.Driver, k *loader.Kernel, log zerolog.Logger) (*steer.Server, error) {
