@@ -147,15 +147,6 @@ func (s *Server) closeListeners() {
 	}
 }
 
-// Addresses returns where the listeners listen, in the order of the configuration.
-func (s *Server) Addresses() []netip.AddrPort {
-	var all []netip.AddrPort
-	for _, l := range s.listeners {
-		all = append(all, l.socket.Addr().(*net.TCPAddr).AddrPort())
-	}
-	return all
-}
-
 // Run serves until ctx ends. Then it stops accepting and ends the sessions in user
 // space; those in the kernel go on.
 func (s *Server) Run(ctx context.Context) error {
@@ -216,9 +207,10 @@ func (s *Server) accept(ctx, sctx context.Context, l *listener) error {
 			if ctx.Err() != nil {
 				return nil
 			}
-			if !temporary(err) {
+			if errors.Is(err, net.ErrClosed) {
 				return fmt.Errorf("accept at %v: %w", l.Address, err)
 			}
+			// Too many descriptors, no memory, a network that is going down: all of it passes.
 			s.log.Error().Err(err).Stringer("listener", l.Address).Msg("accept failed, waiting")
 			select {
 			case <-ctx.Done():
@@ -238,16 +230,6 @@ func (s *Server) accept(ctx, sctx context.Context, l *listener) error {
 		}
 		s.sessions.Go(func() { s.serve(sctx, l, c.(*net.TCPConn)) })
 	}
-}
-
-// temporary: accept will work again when others have let go of something.
-func temporary(err error) bool {
-	for _, e := range []error{unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM, unix.ECONNABORTED, unix.EINTR} {
-		if errors.Is(err, e) {
-			return true
-		}
-	}
-	return false
 }
 
 // stop carries out a Stop of the director.

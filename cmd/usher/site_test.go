@@ -235,7 +235,14 @@ func TestKick(t *testing.T) {
 	if err := client.Each(bert, func(_ int, x *client.Session) error { return x.Noop() }).Err(); err != nil {
 		t.Errorf("another user after the kick: %v", err)
 	}
-	login(t, s, 1, func(int) client.Config { return s.Client("anna") })
+	again := login(t, s, 1, func(int) client.Config { return s.Client("Anna") }) // the same user, by the hash
+	if err := s.Admin.Kick(t.Context(), "anna"); err != nil {
+		t.Fatal(err)
+	}
+	again[0].Conn().SetReadDeadline(time.Now().Add(5 * time.Second))
+	if _, err := again[0].Conn().Read(make([]byte, 1)); !isReset(err) {
+		t.Errorf("kicked under another spelling: client sees %v, want a reset", err)
+	}
 }
 
 func isReset(err error) bool { return errors.Is(err, syscall.ECONNRESET) }

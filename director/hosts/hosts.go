@@ -13,9 +13,6 @@ import (
 	"usher/director/placement"
 )
 
-// DefaultWeight is the weight of a host for which nothing else is said (vhosts in Dovecot's words).
-const DefaultWeight = 100
-
 // A Host is a backend as the operator describes it.
 type Host struct {
 	Addr   netip.Addr // unique key

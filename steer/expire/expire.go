@@ -157,6 +157,11 @@ func (w *Watcher) examine(t handover.Tuple) {
 		w.sessions.Ended(c.Tuple, c.Owner.Since, c.Bytes, b.Bytes, "reset")
 		return
 	}
+	if c.Stopped || b.Stopped {
+		// Whoever wrote the newer epoch ends it too, but may have died in between.
+		w.End(c.Tuple, "stopped")
+		return
+	}
 	if !c.FIN || !b.FIN {
 		return
 	}
@@ -208,7 +213,7 @@ func (w *Watcher) Sweep() error {
 		}
 		known := w.sessions.Known(client, f.Owner.Since)
 		switch {
-		case f.RST || f.FIN && f.FromClient:
+		case f.RST || f.Stopped || f.FIN && f.FromClient:
 			examine = append(examine, f.Tuple)
 		case !known:
 			strange = append(strange, f.Tuple)

@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -424,15 +425,24 @@ func (s *site) Move(ctx context.Context, user, host string) error {
 	return adminError(s.server.Router.Move(ctx, user, h.Tag, to.Unmap()))
 }
 
-// Kick implements admin.Source.
+// Kick implements admin.Source. The user's own spelling of the name counts less than
+// whom it means: alice is also who logged in as Alice, if the hash says so.
 func (s *site) Kick(ctx context.Context, user string) error {
-	tag := ""
-	s.server.Router.View(func(d *director.Director) {
-		if e, ok := s.entry(d, user); ok {
-			tag = e.Key.Tag
+	var entry director.EntryInfo
+	s.server.Router.View(func(d *director.Director) { entry, _ = s.entry(d, user) })
+	names := slices.DeleteFunc(slices.Clone(entry.Users), func(name string) bool { return !strings.EqualFold(name, user) })
+	if len(names) == 0 && len(entry.Users) > 0 {
+		return fmt.Errorf("%w: %s; its hash %v is that of %s", admin.ErrUnknownUser, user, entry.Key, strings.Join(entry.Users, ", "))
+	}
+	if len(names) == 0 {
+		names = []string{user}
+	}
+	for _, name := range names {
+		if err := s.server.Router.Kick(ctx, name, entry.Key.Tag); err != nil {
+			return adminError(err)
 		}
-	})
-	return adminError(s.server.Router.Kick(ctx, user, tag))
+	}
+	return nil
 }
 
 // HostSet implements admin.Source.
