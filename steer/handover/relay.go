@@ -76,6 +76,7 @@ type relay struct {
 	pumps           [2]*pump
 	gate            gate
 	cause           error // what stands behind KernelFailed
+	undone          int   // hand-overs
 }
 
 // Run moves the session's bytes until both directions have ended or the kernel
@@ -93,15 +94,20 @@ func (r *Relayer) Run(ctx context.Context, p *Pair) Outcome {
 	p.reason.Store(reason)
 	stop := context.AfterFunc(ctx, x.cut)
 	defer stop()
-	for _, m := range x.pumps {
-		go m.run()
+	if reason == Waiting {
+		reason = x.verdict(x.first(r.Quiet()), r)
+	}
+	if reason != Spliced {
+		for _, m := range x.pumps {
+			go m.run()
+		}
 	}
 	if reason == Waiting {
 		reason = x.handOver(r)
-		p.reason.Store(reason)
-		if reason == Spliced {
-			return Outcome{Forwarded: true}
-		}
+	}
+	p.reason.Store(reason)
+	if reason == Spliced {
+		return Outcome{Forwarded: true}
 	}
 	if x.kernel != nil {
 		// Before the sockets are closed: a new connection may have the same tuple then.
@@ -152,9 +158,61 @@ func (x *relay) eligible() Reason {
 	return Waiting
 }
 
+// first tries the quiet moment that follows most logins, before any pump runs: a
+// client that has just logged in thinks for a while. The error is that of attempt.
+func (x *relay) first(quiet time.Duration) error {
+	toBackend, toClient := x.pumps[0], x.pumps[1]
+	if len(toBackend.ahead) > 0 {
+		return errBusy // it has said more already
+	}
+	ahead := toClient.ahead
+	toClient.ahead = nil
+	if toClient.write(ahead) != nil {
+		return errBusy // the pumps find the connection broken
+	}
+	raw, err := x.pair.Client.SyscallConn()
+	if err != nil {
+		return errBusy
+	}
+	_ = x.pair.Client.SetReadDeadline(time.Now().Add(quiet))
+	looked := false
+	err = raw.Read(func(fd uintptr) bool {
+		if looked {
+			return true
+		}
+		looked = true
+		n, err := unix.IoctlGetInt(int(fd), unix.SIOCINQ)
+		return err != nil || n > 0
+	})
+	_ = x.pair.Client.SetReadDeadline(time.Time{})
+	if !errors.Is(err, os.ErrDeadlineExceeded) {
+		return errBusy
+	}
+	return x.try()
+}
+
+// verdict says what the outcome of an attempt means for the session, and counts.
+func (x *relay) verdict(err error, r *Relayer) Reason {
+	var final *refusal
+	switch {
+	case err == nil:
+		return Spliced
+	case errors.As(err, &final):
+		x.cause = final.cause
+		return final.reason
+	case err == errRetry:
+		if r.Undone != nil {
+			r.Undone()
+		}
+		if x.undone++; x.undone == maxUndone {
+			return Undone
+		}
+	}
+	return Waiting
+}
+
 // handOver waits for quiet moments and tries. It returns Spliced, or why not.
 func (x *relay) handOver(r *Relayer) Reason {
-	undone := 0
 	var pause time.Duration // before the next look at busy connections
 	timer := time.NewTimer(r.Quiet())
 	defer timer.Stop()
@@ -177,21 +235,11 @@ func (x *relay) handOver(r *Relayer) Reason {
 			err = x.try()
 		}
 		x.unpark(err == nil)
-		var final *refusal
-		switch {
-		case err == nil:
-			return Spliced
-		case errors.As(err, &final):
-			x.cause = final.cause
-			return final.reason
-		case err == errRetry:
-			if r.Undone != nil {
-				r.Undone()
-			}
-			if undone++; undone == maxUndone {
-				return Undone
-			}
-			timer.Reset(max(quiet, time.Millisecond) << (2 * undone))
+		if reason := x.verdict(err, r); reason != Waiting {
+			return reason
+		}
+		if err == errRetry {
+			timer.Reset(max(quiet, time.Millisecond) << (2 * x.undone))
 			continue
 		}
 		pause = max(min(2*pause, longestPause), quiet, time.Millisecond)
