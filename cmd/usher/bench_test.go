@@ -213,7 +213,7 @@ func benchTraffic(b *testing.B, variants []*variant) {
 
 // benchLogins compares the whole life of a short session with and without hand-over.
 func benchLogins(b *testing.B, variants []*variant) {
-	const workers, stay = 24, 25 * time.Millisecond // long enough to be handed over
+	const workers, stay = 80, 90 * time.Millisecond // long enough to be handed over
 	cpu := map[*variant][]float64{}
 	own := map[*variant][]float64{}
 	rate := map[*variant][]float64{}

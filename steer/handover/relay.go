@@ -158,6 +158,10 @@ func (x *relay) eligible() Reason {
 	return Waiting
 }
 
+// patience is how long first waits after the first silence: a client may take 40 ms to
+// acknowledge the reply to its login, and before that nothing can be handed over.
+var patience = [...]time.Duration{0, 15 * time.Millisecond, 25 * time.Millisecond}
+
 // first tries the quiet moment that follows most logins, before any pump runs: a
 // client that has just logged in thinks for a while. The error is that of attempt.
 func (x *relay) first(quiet time.Duration) error {
@@ -170,11 +174,24 @@ func (x *relay) first(quiet time.Duration) error {
 	if toClient.write(ahead) != nil {
 		return errBusy // the pumps find the connection broken
 	}
-	raw, err := x.pair.Client.SyscallConn()
-	if err != nil {
-		return errBusy
+	err := errBusy
+	for i := 0; i < len(patience) && err == errBusy; i++ {
+		if !silent(x.pair.Client, max(quiet, patience[i])) || unread(x.pair.Backend) {
+			return errBusy
+		}
+		err = x.try()
 	}
-	_ = x.pair.Client.SetReadDeadline(time.Now().Add(quiet))
+	return err
+}
+
+// silent waits, and returns whether nothing came meanwhile.
+func silent(c *net.TCPConn, d time.Duration) bool {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return false
+	}
+	_ = c.SetReadDeadline(time.Now().Add(d))
+	defer func() { _ = c.SetReadDeadline(time.Time{}) }()
 	looked := false
 	err = raw.Read(func(fd uintptr) bool {
 		if looked {
@@ -184,11 +201,18 @@ func (x *relay) first(quiet time.Duration) error {
 		n, err := unix.IoctlGetInt(int(fd), unix.SIOCINQ)
 		return err != nil || n > 0
 	})
-	_ = x.pair.Client.SetReadDeadline(time.Time{})
-	if !errors.Is(err, os.ErrDeadlineExceeded) {
-		return errBusy
-	}
-	return x.try()
+	return errors.Is(err, os.ErrDeadlineExceeded)
+}
+
+// unread reports whether bytes wait to be read.
+func unread(c *net.TCPConn) bool {
+	waiting := false
+	err := control(c, func(fd int) error {
+		n, err := unix.IoctlGetInt(fd, unix.SIOCINQ)
+		waiting = n > 0
+		return err
+	})
+	return err != nil || waiting
 }
 
 // verdict says what the outcome of an attempt means for the session, and counts.
