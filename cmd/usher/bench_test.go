@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -27,8 +28,8 @@ import (
 // Round and length of each measurement: short ones, in turns, since the machine is
 // never quite quiet. What counts are the ratios within one run.
 const (
-	benchRounds   = 5
-	benchDuration = 1500 * time.Millisecond
+	benchRounds   = 7
+	benchDuration = time.Second
 )
 
 // variant is one way from a client to a backend.
@@ -122,6 +123,13 @@ func processCPU(pid int) time.Duration {
 	return time.Duration(user+system) * time.Second / 100
 }
 
+// shuffled: what runs behind a costly neighbour must not always be the same one.
+func shuffled(variants []*variant) []*variant {
+	s := slices.Clone(variants)
+	rand.Shuffle(len(s), func(i, j int) { s[i], s[j] = s[j], s[i] })
+	return s
+}
+
 func median(x []float64) float64 {
 	x = slices.Sorted(slices.Values(x))
 	return x[len(x)/2]
@@ -182,7 +190,7 @@ func benchTraffic(b *testing.B, variants []*variant) {
 			open[v] = v.sessions(b, l.sessions)
 		}
 		for range benchRounds {
-			for _, v := range variants {
+			for _, v := range shuffled(variants) {
 				before := busy()
 				r, err := l.run(open[v])
 				if err != nil {
@@ -218,7 +226,7 @@ func benchLogins(b *testing.B, variants []*variant) {
 	own := map[*variant][]float64{}
 	rate := map[*variant][]float64{}
 	for range benchRounds {
-		for _, v := range variants {
+		for _, v := range shuffled(variants) {
 			var n atomic.Int64
 			var next atomic.Int64
 			before, ownBefore, begin := busy(), processCPU(v.site.Pid()), time.Now()
