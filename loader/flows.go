@@ -64,8 +64,13 @@ func (k *Kernel) Observe(t handover.Tuple, strip handover.Strip) error {
 	return err
 }
 
-// Forget implements handover.Kernel.
-func (k *Kernel) Forget(t handover.Tuple) { k.Remove(t) }
+// Forget implements handover.Kernel. A forwarded flow of this tuple is left alone: it
+// is that of a later session, whose client was quick to use its port again.
+func (k *Kernel) Forget(t handover.Tuple) {
+	if _, err := k.Flow(t); err != nil {
+		k.Remove(t)
+	}
+}
 
 // Remove takes a flow out of the map: its packets go to the stack from now on.
 func (k *Kernel) Remove(t handover.Tuple) {

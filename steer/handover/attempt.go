@@ -37,6 +37,10 @@ func (r *relay) attempt(cfd, bfd int) error {
 		if errors.Is(err, ErrUnsettled) {
 			return errRetry
 		}
+		if errors.Is(err, ErrNoFlow) {
+			// An earlier session with the same tuple has forgotten it behind our back.
+			return &refusal{reason: Unobserved}
+		}
 		return &refusal{KernelFailed, err}
 	}
 	err = r.frozen(cfd, bfd, co, bo)
