@@ -21,6 +21,9 @@ import (
 // layout must be bumped together with USHER_LAYOUT in bpf/usher.h.
 const layout = 1
 
+// layoutDir is the directory under the pin path that has our layout.
+var layoutDir = fmt.Sprintf("layout-%d", layout)
+
 // Modes of the kernel path; "tc" attaches by tcx where the kernel has it (6.6),
 // by clsact otherwise.
 const (
@@ -106,19 +109,18 @@ func openDir(pinPath string) (string, error) {
 	if err := os.MkdirAll(pinPath, 0o700); err != nil {
 		return "", fmt.Errorf("make pin path: %w", err)
 	}
-	mine := fmt.Sprintf("layout-%d", layout)
 	found, err := os.ReadDir(pinPath)
 	if err != nil {
 		return "", fmt.Errorf("read pin path: %w", err)
 	}
 	for _, e := range found {
-		if strings.HasPrefix(e.Name(), "layout-") && e.Name() != mine {
+		if strings.HasPrefix(e.Name(), "layout-") && e.Name() != layoutDir {
 			return "", fmt.Errorf("%w: %s holds %s, this version uses %s; the sessions in it go on until their end: "+
 				"run the version that made it, or end them with `usher unpin --pin-path %s`",
-				ErrLayout, pinPath, e.Name(), mine, pinPath)
+				ErrLayout, pinPath, e.Name(), layoutDir, pinPath)
 		}
 	}
-	dir := filepath.Join(pinPath, mine)
+	dir := filepath.Join(pinPath, layoutDir)
 	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return "", fmt.Errorf("make %s: %w", dir, err)
 	}
@@ -281,12 +283,12 @@ func Unpin(pinPath string) error {
 // Left returns how many flows an earlier daemon has left in the kernel under pinPath: 0
 // also when that cannot be seen.
 func Left(pinPath string) int {
-	return len(flowsIn(filepath.Join(pinPath, fmt.Sprintf("layout-%d", layout))))
+	return len(flowsIn(filepath.Join(pinPath, layoutDir)))
 }
 
 // flowsIn returns the forwarded flows of a pin directory; none if it has another layout.
 func flowsIn(dir string) (all []handover.Flow) {
-	if filepath.Base(dir) != fmt.Sprintf("layout-%d", layout) {
+	if filepath.Base(dir) != layoutDir {
 		return nil
 	}
 	m, err := ebpf.LoadPinnedMap(filepath.Join(dir, "flows"), nil)

@@ -35,21 +35,13 @@ var protocols = map[string]protocol{
 // routeTimeout bounds the wait for the end of a user's move, as Dovecot's director does.
 const routeTimeout = 60 * time.Second
 
-func tupleOf(c *net.TCPConn) handover.Tuple {
-	ap := func(a net.Addr) netip.AddrPort {
-		p := a.(*net.TCPAddr).AddrPort()
-		return netip.AddrPortFrom(p.Addr().Unmap(), p.Port())
-	}
-	return handover.Tuple{Remote: ap(c.RemoteAddr()), Local: ap(c.LocalAddr())}
-}
-
 // serve walks a connection along its path. It returns when user space has nothing
 // more to do with it.
 func (s *Server) serve(ctx context.Context, l *listener, c *net.TCPConn) {
 	defer c.Close()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	client := tupleOf(c)
+	client := handover.TupleOf(c)
 	observed, why := s.observe(client)
 	x := s.add(l.Protocol, client, cancel)
 

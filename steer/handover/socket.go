@@ -66,6 +66,16 @@ func optionsOf(fd int, ti *unix.TCPInfo) options {
 	return o
 }
 
+// TupleOf returns the Tuple of a connection; an IPv4 address that a socket of [::] shows
+// as ::ffff:a.b.c.d is IPv4.
+func TupleOf(c *net.TCPConn) Tuple {
+	end := func(a net.Addr) netip.AddrPort {
+		p := a.(*net.TCPAddr).AddrPort()
+		return netip.AddrPortFrom(p.Addr().Unmap(), p.Port())
+	}
+	return Tuple{Remote: end(c.RemoteAddr()), Local: end(c.LocalAddr())}
+}
+
 // Options returns what to take out of a SYN towards a backend so that this
 // backend's connection can agree with the client's, and the segment size to
 // offer: what the client takes, in bytes; 0 when that is no restriction.

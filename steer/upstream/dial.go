@@ -105,9 +105,7 @@ func (d *Dialer) connect(ctx context.Context, local, to netip.AddrPort, mss int,
 	if err != nil {
 		return nil, err
 	}
-	l := c.LocalAddr().(*net.TCPAddr).AddrPort()
-	tuple := handover.Tuple{Remote: to, Local: netip.AddrPortFrom(l.Addr().Unmap(), l.Port())}
-	return &Conn{TCPConn: c, Tuple: tuple, NotObserved: why}, nil
+	return &Conn{TCPConn: c, Tuple: handover.TupleOf(c), NotObserved: why}, nil
 }
 
 func (d *Dialer) dial(ctx context.Context, local, to netip.AddrPort, mss int) (*net.TCPConn, error) {
