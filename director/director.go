@@ -20,8 +20,9 @@ type Host = hosts.Host
 
 // The values of Config that are not set.
 const (
-	DefaultUserExpire  = 15 * time.Minute
-	DefaultMoveTimeout = 30 * time.Second
+	DefaultUserExpire       = 15 * time.Minute
+	DefaultMoveTimeout      = 30 * time.Second
+	DefaultMaxParallelMoves = 100
 )
 
 // maxExpiries bounds the work of one Step, so that a login does not wait behind a million entries
@@ -35,6 +36,11 @@ type Config struct {
 	MoveTimeout   time.Duration     // how long a move waits for old sessions; 0: DefaultMoveTimeout
 	UsernameHash  *placement.Format // nil: placement.DefaultFormat
 	UserSeparator string            // auth_master_user_separator: names end before any of these characters
+
+	Ring             bool // it belongs to a ring: see RingState
+	MaxParallelMoves int  // how many moves a HostFlush lets run, those of others counted; 0: DefaultMaxParallelMoves
+	MaxParallelKicks int  // never reached: a kick is over in the Step that begins it
+	FlushCommand     bool // moves that begin here end with Flush
 }
 
 // A Director is the state of the decision. See the package documentation.
@@ -48,8 +54,22 @@ type Director struct {
 	// times have it, and never runs backwards.
 	start time.Time
 	now   time.Duration
+	clock clock
 
-	out []Effect // of the present Step
+	ring      RingState
+	waiting   waiting       // lookups
+	ordered   map[Key]int64 // when an operator put the user on its present host, unix seconds
+	gone      map[netip.Addr]removal
+	untold    []uint32      // numbers of entries that the ring may not know of
+	untoldAt  time.Duration // when some of them may be told
+	pending   []MoveOrder   // of Restore, until what the kernel has is known
+	flushes   []*flush
+	finished  map[netip.Addr]Progress
+	batch     uint64
+	conflicts int
+
+	hearing bool     // the present Step handles a message of another director
+	out     []Effect // of the present Step
 }
 
 // New returns a Director without hosts and users.
@@ -63,10 +83,17 @@ func New(config Config) *Director {
 	if config.UsernameHash == nil {
 		config.UsernameHash, _ = placement.ParseFormat(placement.DefaultFormat)
 	}
+	if config.MaxParallelMoves == 0 {
+		config.MaxParallelMoves = DefaultMaxParallelMoves
+	}
 	return &Director{
-		config: config,
-		users:  users.New(config.UserExpire),
-		moves:  move.New(config.MoveTimeout, config.KickDelay),
+		config:   config,
+		users:    users.New(config.UserExpire),
+		moves:    move.New(config.MoveTimeout, config.KickDelay),
+		waiting:  newWaiting(),
+		ordered:  make(map[Key]int64),
+		gone:     make(map[netip.Addr]removal),
+		finished: make(map[netip.Addr]Progress),
 	}
 }
 
@@ -77,55 +104,111 @@ func (d *Director) Step(now time.Time, ev Event) []Effect {
 		d.start = now
 	}
 	d.now = max(d.now, now.Sub(d.start))
+	d.clock.set(now, d.now)
 
 	d.finishMoves()
+	d.refuseLate()
+	d.refreshActive()
 	d.expire()
-	switch ev := ev.(type) {
-	case Lookup:
-		d.lookup(ev.Request, d.KeyOf(ev.User, ev.Tag))
-	case Forget:
-		d.moves.Forget(ev.Request)
-	case SessionStart:
-		d.sessionStart(ev)
-	case SessionEnd:
-		d.sessionEnd(ev)
-	case Active:
-		if e := d.users.Get(ev.Key); e != nil {
-			d.users.Refresh(e, d.now)
-		}
-	case HostPut:
-		d.hostPut(ev.Host)
-	case HostRemove:
-		if d.hosts.Remove(ev.Addr.Unmap()) {
-			d.evict(ev.Addr.Unmap())
-		}
-	case HostUp:
-		d.hosts.SetUp(ev.Addr.Unmap(), ev.Up)
-	case Move:
-		if err := d.move(ev); err != nil {
-			d.emit(Done{ID: ev.ID, Err: err})
-		}
-	case Kick:
-		d.emit(Done{ID: ev.ID, Err: d.kick(ev)})
-	case Adopt:
-		d.adopt(ev)
-	case Tick:
+	d.tellUntold()
+	if !d.startsUp(ev) {
+		d.restoreMoves()
 	}
+	d.handle(ev)
 	d.finishMoves() // a move with nothing to wait for ends in the Step that begins it
+	d.flush()
 
 	out := d.out
 	d.out = nil
 	return out
 }
 
+func (d *Director) handle(ev Event) {
+	switch ev := ev.(type) {
+	case Lookup:
+		d.lookup(lookup{id: ev.Request, key: d.KeyOf(ev.User, ev.Tag), since: d.now, peek: ev.Peek})
+	case Forget:
+		d.waiting.forget(ev.Request)
+	case SessionStart:
+		d.sessionStart(ev)
+	case SessionEnd:
+		d.sessionEnd(ev)
+	case Active:
+		if e := d.users.Get(ev.Key); e != nil {
+			d.used(e)
+		}
+	case HostPut:
+		d.answer(ev.ID, d.hostPut(ev))
+	case HostRemove:
+		d.answer(ev.ID, d.hostRemove(ev.Addr.Unmap()))
+	case HostUp:
+		d.answer(ev.ID, d.hostUp(ev))
+	case Move:
+		if err := d.move(ev); err != nil {
+			d.emit(Done{ID: ev.ID, Err: err})
+		}
+	case Kick:
+		d.emit(Done{ID: ev.ID, Err: d.kick(ev)})
+	case KickAlt:
+		d.kickAlt(ev)
+	case HostFlushStop:
+		d.emit(Done{ID: ev.ID, Err: d.hostFlushStop(ev.Addr.Unmap())})
+	case HostFlush:
+		d.hostFlush(ev)
+	case HostForgetUsers:
+		d.emit(Done{ID: ev.ID, Err: d.hostForget(ev.Addr.Unmap())})
+	case Flushed:
+		if m := d.moves.Get(ev.Key); m != nil {
+			d.moves.Flushed(m, d.now, ev.OK)
+		}
+	case Adopt:
+		d.adopt(ev)
+	case Restore:
+		d.restore(ev.Orders)
+	case RingState:
+		d.ringState(ev)
+	case RingSynced:
+		d.ringSynced()
+	case HostsReplace:
+		d.hostsReplace(ev.Hosts)
+	case Heard:
+		d.hearing = true
+		d.hear(ev)
+		d.hearing = false
+	}
+}
+
+// answer ends an order about a host, for whoever gave it a number.
+func (d *Director) answer(id uint64, err error) {
+	if id != 0 {
+		d.emit(Done{ID: id, Err: err})
+	}
+}
+
 // Next returns when the next Tick has something to do, given that nothing else happens until then;
 // the zero time if never. It may be in the past, when one Tick was not enough.
 func (d *Director) Next() time.Time {
 	next, ok := d.moves.Next()
-	if e := d.users.Oldest(); e != nil {
-		if at, _ := d.users.ExpiresAt(e); !ok || at < next {
+	sooner := func(at time.Duration) {
+		if !ok || at < next {
 			next, ok = at, true
 		}
+	}
+	if e := d.users.Oldest(); e != nil {
+		at, _ := d.users.ExpiresAt(e)
+		sooner(at)
+	}
+	if e := d.users.OldestActive(); e != nil && d.config.Ring {
+		sooner(e.LastRefresh() + d.config.UserExpire/2)
+	}
+	if at, ok := d.waiting.next(); ok && d.config.Ring {
+		sooner(at)
+	}
+	if len(d.untold) > 0 && d.ring.Handshaked {
+		sooner(d.untoldAt)
+	}
+	if at, ok := d.flushNext(); ok {
+		sooner(at)
 	}
 	if !ok {
 		return time.Time{}
@@ -145,33 +228,6 @@ func (d *Director) KeyOf(user, tag string) Key {
 
 func (d *Director) emit(e Effect) { d.out = append(d.out, e) }
 
-// lookup answers a request: from the entry, by a new entry, or not before the end of the user's move.
-func (d *Director) lookup(request uint64, key Key) {
-	if m := d.moves.Get(key); m != nil {
-		d.moves.Wait(m, request)
-		return
-	}
-	e := d.users.Get(key)
-	if e == nil {
-		addr, ok := d.hosts.Place(key.Tag, key.Hash)
-		if !ok {
-			d.emit(Refused{Request: request, Reason: noHosts(key.Tag)})
-			return
-		}
-		e = d.create(key, addr)
-	}
-	d.users.Refresh(e, d.now)
-	host, _ := d.hosts.Get(d.users.Host(e)) // there is one: evict leaves no entry behind
-	d.emit(Assigned{Request: request, Key: key, Host: host.Host, Epoch: e.Epoch()})
-}
-
-func noHosts(tag string) error {
-	if tag == "" {
-		return ErrNoHosts
-	}
-	return fmt.Errorf("tag %q: %w", tag, ErrNoHosts)
-}
-
 func (d *Director) create(key Key, addr netip.Addr) *users.Entry {
 	e := d.users.Add(key, addr, d.now)
 	d.put(e)
@@ -190,8 +246,10 @@ func (d *Director) put(e *users.Entry) {
 }
 
 func (d *Director) drop(e *users.Entry) {
-	d.emit(EntryDrop{Key: d.users.Key(e)})
+	key := d.users.Key(e)
+	d.emit(EntryDrop{Key: key})
 	d.users.Remove(e)
+	delete(d.ordered, key)
 }
 
 // expire drops entries that were not used for long.
@@ -204,6 +262,18 @@ func (d *Director) expire() {
 		if at, _ := d.users.ExpiresAt(e); at > d.now {
 			return
 		}
+		key, weak := d.users.Key(e), e.Weak()
 		d.drop(e)
+		if weak {
+			d.warn("user %s: nobody said whether it is used elsewhere; its entry is dropped", key)
+			d.retryUser(key)
+		}
 	}
 }
+
+// tell tells the ring. What has nothing to do with a message just heard is told to its source as well.
+func (d *Director) tell(m Message, source bool) {
+	d.emit(Tell{Message: m, Source: source || !d.hearing})
+}
+
+func (d *Director) warn(format string, args ...any) { d.emit(Warn{Text: fmt.Sprintf(format, args...)}) }

@@ -2,9 +2,12 @@
 // socket, no goroutine, no clock. Everything it learns comes in as an Event, everything it wants done
 // comes out as Effects, and the same events at the same times always give the same effects:
 //
-//	Lookup, SessionStart, SessionEnd, Active,  ┌──────────┐  Assigned, Refused,
-//	HostPut, HostUp, HostRemove,            ──►│   Step   │──► EntryPut, EntryDrop, NamePut,
-//	Move, Kick, Adopt, Tick                    └──────────┘  Stop, Done
+//	Lookup, SessionStart, SessionEnd, Active,   ┌──────────┐  Assigned, Refused,
+//	HostPut, HostUp, HostRemove, HostFlush,  ──►│   Step   │──► EntryPut, EntryDrop, NamePut,
+//	Move, Kick, Adopt, Restore, Tick            │          │  Stop, Flush, Done
+//	                                            │          │
+//	RingState, RingSynced, HostsReplace,     ──►│          │──► Tell, Pass, SyncNeeded,
+//	Heard (what other directors say)            └──────────┘  Conflict, Invalid, Warn
 //
 // A Director is not safe for concurrent use: one goroutine owns it, and carries out the effects of a
 // Step in their order before the next Step. Next says when the next Tick is useful.
@@ -42,8 +45,23 @@
 // hashes less than the name) cannot use the epoch. It raises nothing and gives Stop{Key, User}, and user
 // space ends the sessions of that name one by one.
 //
-// # What a ring of directors will add
+// # A ring of directors
 //
-// More events (what peers say) and more effects (what to tell them), and a phase of a move that waits
-// for the peers. Entries may already be made with a last use in the past.
+// With Config.Ring a director is one of several that share users and hosts. Package ring knows how they are
+// connected and what goes over the wire; it hands what they say to Step as Heard, and sends what Step gives as
+// Tell and Pass. What the director adds (ring.md sections 6, 8 and 9; testdata/ring-*.txt show each rule at work):
+//
+//   - Lookups wait until this director has joined, and those of unknown users while the ring is not synced: no
+//     two may choose differently because they see different hosts. Nothing waits for longer than 30 seconds.
+//   - Every use of an entry that is a new second for the others is told. Entries with sessions are told twice in
+//     their life, as the others do not see the sessions.
+//   - An entry that is about to expire, and whose hash points elsewhere, is weak while the others are asked.
+//   - A move ends when all directors have ended the user's sessions: see package move.
+//   - When two have a user on different hosts the lower address wins. Here, unlike with Dovecot's directors, the
+//     newest order of an operator comes before that, for users and for the weights of hosts, and an "up" of before
+//     an operator's "down" does not undo it: so the side of a split that did not hear of an order does not win. Ushers
+//     tell each other when orders were given; towards Dovecot's directors an order is imposed as a move.
+//
+// Whenever the host of an entry changes, for whatever reason, its epoch is raised and its sessions here are
+// stopped. So within one director no user is ever on two hosts, whatever the others say.
 package director

@@ -15,9 +15,10 @@ type Assigned struct {
 	Key     Key
 	Host    Host
 	Epoch   uint32 // for SessionStart, and for the flows in the kernel
+	Known   bool   // there was an entry before; of interest to those who Peek, whose Epoch is 0 if there is none
 }
 
-// Refused answers a Lookup that cannot be served. Reason wraps ErrNoHosts.
+// Refused answers a Lookup that cannot be served. Reason wraps ErrNoHosts or ErrRingTimeout.
 type Refused struct {
 	Request uint64
 	Reason  error
@@ -50,7 +51,7 @@ type Stop struct {
 	Reason StopReason
 }
 
-// Done answers a Move or Kick.
+// Done answers an order of an operator.
 type Done struct {
 	ID  uint64
 	Err error // nil: it is done; otherwise it wraps one of the errors of this package
@@ -63,15 +64,17 @@ type StopReason uint8
 const (
 	StopMoved       StopReason = iota // the user was moved
 	StopKicked                        // the user was kicked
-	StopHostRemoved                   // the host was removed, or changed its tag
+	StopHostRemoved                   // the host was removed, or another director has changed its tag
 	StopStale                         // assigned before a move, kick or removal, started after it
+	StopConflict                      // another director has the user on another host
+	StopFlushed                       // the users of the host were forgotten by order
 )
 
 // StopReasons lists every reason.
-var StopReasons = []StopReason{StopMoved, StopKicked, StopHostRemoved, StopStale}
+var StopReasons = []StopReason{StopMoved, StopKicked, StopHostRemoved, StopStale, StopConflict, StopFlushed}
 
 func (r StopReason) String() string {
-	return [...]string{"moved", "kicked", "host-removed", "stale"}[r]
+	return [...]string{"moved", "kicked", "host-removed", "stale", "conflict", "flushed"}[r]
 }
 
 // The errors of Refused and Done. Those with details wrap them.
@@ -83,6 +86,14 @@ var (
 	ErrMoveInProgress = errors.New("the user is being moved already")
 	ErrMoveTimeout    = errors.New("old sessions did not end in time")
 	ErrHostRemoved    = errors.New("the host was removed during the move")
+	ErrOvertaken      = errors.New("a newer order has moved the user elsewhere")
+	ErrTagChange      = errors.New("host tag can't be changed")
+	ErrWeight         = errors.New("weight is out of range, at most 1000")
+	ErrHostBusy       = errors.New("host is already being updated, try again later")
+	ErrTooManyHosts   = errors.New("too many hosts")
+	ErrRingTimeout    = errors.New("the other directors did not answer in time")
+	ErrStopped        = errors.New("stopped by an operator")
+	ErrNoFlush        = errors.New("the host's users are not being moved")
 )
 
 func (Assigned) effect()  {}

@@ -17,8 +17,12 @@ type EntryInfo struct {
 	LastRefresh time.Time
 	ExpiresAt   time.Time // zero while it cannot expire: it has sessions or is being moved
 	Sessions    int
-	Users       []string // names that had a session, sorted; usually one
-	Moving      bool     // lookups wait
+	Users       []string  // names that had a session, sorted; usually one
+	Moving      bool      // lookups wait
+	Phase       string    // of the move: killing, waiting-for-everyone, ...
+	Weak        bool      // about to expire; the other directors are being asked, and lookups wait
+	Ordered     time.Time // when an operator put it on its host, zero: none did
+	Untold      bool      // the ring may not know of it
 }
 
 // HostInfo describes a host to people. Users are entries; sessions that are being stopped after a move
@@ -60,7 +64,10 @@ func (d *Director) info(e *users.Entry) EntryInfo {
 	if at, ok := d.users.ExpiresAt(e); ok {
 		info.ExpiresAt = d.start.Add(at)
 	}
-	info.Moving = d.moves.Get(info.Key) != nil
+	if m := d.moves.Get(info.Key); m != nil {
+		info.Moving, info.Phase = true, m.Phase().String()
+	}
+	info.Weak, info.Untold, info.Ordered = e.Weak(), e.Untold(), unixTime(d.ordered[info.Key])
 	return info
 }
 

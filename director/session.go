@@ -25,7 +25,7 @@ func (d *Director) sessionStart(ev SessionStart) {
 		d.emit(stale)
 		return
 	}
-	d.users.Refresh(e, d.now)
+	d.usedBy(e, ev.Epoch)
 	if d.users.Start(e, ev.User) {
 		d.emit(NamePut{Key: ev.Key, User: ev.User})
 	}
@@ -40,12 +40,22 @@ func (d *Director) sessionStart(ev SessionStart) {
 	d.tellMove(e)
 }
 
+// usedBy notes that an entry was used by a session. One from before the last change of the entry does not say
+// that the user is where the entry says.
+func (d *Director) usedBy(e *users.Entry, epoch uint32) {
+	if e.Weak() && epoch != e.Epoch() {
+		d.users.Refresh(e, d.now)
+		return
+	}
+	d.used(e)
+}
+
 func (d *Director) sessionEnd(ev SessionEnd) {
 	e := d.counted(ev.Key, ev.Epoch)
 	if e == nil || !d.users.End(e, ev.User) {
 		return
 	}
-	d.users.Refresh(e, d.now)
+	d.usedBy(e, ev.Epoch)
 	if e.Sessions() == 0 {
 		d.put(e)
 	}
@@ -54,24 +64,8 @@ func (d *Director) sessionEnd(ev SessionEnd) {
 
 func (d *Director) tellMove(e *users.Entry) {
 	if m := d.moves.Get(d.users.Key(e)); m != nil {
-		d.moves.Sessions(m, d.now, e.Sessions())
+		d.say(m, d.moves.Sessions(m, d.now, e.Sessions()))
 	}
-}
-
-// kick ends the sessions of one user. If these are all the entry has, a new epoch ends them in one
-// write; sessions that are just logging in are then stopped as stale.
-func (d *Director) kick(ev Kick) error {
-	e := d.users.Get(d.KeyOf(ev.User, ev.Tag))
-	if e == nil || ev.User == "" { // an empty name in Stop would mean everybody
-		return ErrUnknownUser
-	}
-	epoch := e.Epoch()
-	if n := d.users.SessionsOf(e, ev.User); n > 0 && n == e.Sessions() {
-		e.Bump()
-		d.put(e)
-	}
-	d.emit(Stop{Key: d.users.Key(e), User: ev.User, Epoch: epoch, Reason: StopKicked})
-	return nil
 }
 
 func (d *Director) adopt(ev Adopt) {
@@ -99,7 +93,10 @@ func (d *Director) adopt(ev Adopt) {
 			}
 		}
 		if h, ok := d.hosts.Get(a.Host.Unmap()); !ok || h.Tag != a.Key.Tag {
-			d.evictEntry(e)
+			d.evictEntry(e, StopHostRemoved)
+			continue
 		}
+		d.tellLater(e)
 	}
+	d.restoreMoves()
 }

@@ -217,7 +217,7 @@ func (p *part) append(dst []byte, user string) []byte {
 func numberOf(modifier byte, value []byte, modulus uint64) uint32 {
 	var n uint64
 	if modifier == 'H' {
-		n = uint64(stringHash(value))
+		n = uint64(StringHash(value))
 	} else {
 		digest := md5.Sum(value)
 		n = binary.BigEndian.Uint64(digest[:])
@@ -267,8 +267,8 @@ func cut(dst []byte, start, offset, width int, pad bool) []byte {
 	return dst
 }
 
-// stringHash is the PJW hash, which Dovecot uses for the H modifier.
-func stringHash(s []byte) uint32 {
+// StringHash is the PJW hash, which Dovecot uses for the H modifier and for IPv6 addresses.
+func StringHash(s []byte) uint32 {
 	var h uint32
 	for _, c := range s {
 		h = h<<4 + uint32(c)

@@ -23,9 +23,6 @@ func (k Key) String() string {
 	return hash + "@" + k.Tag
 }
 
-// unlinked marks an entry that is not in the idle list.
-const unlinked = ^uint32(0)
-
 // An Entry says which host a user is on. It belongs to its Directory; a pointer is good until the entry
 // is removed.
 type Entry struct {
@@ -36,12 +33,30 @@ type Entry struct {
 	epoch    uint32
 	born     uint32
 	sessions uint32
-	prev     uint32 // idle list, ordered by refresh; entry 0 is its head
+	prev     uint32 // in one of the lists
 	next     uint32
 	names    uint32 // first name, 0: none
 	tag      uint16 // index into Directory.tags
-	used     bool   // a live entry, not a free slot
-	held     bool   // not to expire, though without sessions
+	flags    flag
+}
+
+// flag is a set of properties of an entry; a byte of them fits where five bools would not.
+type flag uint8
+
+const (
+	used   flag = 1 << iota // a live entry, not a free slot
+	held                    // not to expire, though without sessions
+	weak                    // see SetWeak
+	untold                  // see SetUntold
+	active                  // linked into the active list, not the idle one
+)
+
+func (e *Entry) is(f flag) bool { return e.flags&f != 0 }
+
+func (e *Entry) set(f flag, on bool) {
+	if e.flags &^= f; on {
+		e.flags |= f
+	}
 }
 
 // Epoch returns the current epoch.
@@ -50,11 +65,26 @@ func (e *Entry) Epoch() uint32 { return e.epoch }
 // Born returns the epoch the entry started with.
 func (e *Entry) Born() uint32 { return e.born }
 
+// Hash returns the user hash.
+func (e *Entry) Hash() uint32 { return e.hash }
+
 // Sessions returns the number of sessions.
 func (e *Entry) Sessions() uint32 { return e.sessions }
 
 // LastRefresh returns when the entry was last used.
 func (e *Entry) LastRefresh() time.Duration { return e.refresh }
+
+// Weak reports whether the entry is about to expire and others are being asked about it.
+func (e *Entry) Weak() bool { return e.is(weak) }
+
+// Untold reports whether the ring may not know of the entry.
+func (e *Entry) Untold() bool { return e.is(untold) }
+
+// SetUntold notes whether the ring may not know of the entry.
+func (e *Entry) SetUntold(on bool) { e.set(untold, on) }
+
+// Number returns the place of the entry, for At. After its removal the place may get another entry.
+func (e *Entry) Number() uint32 { return e.self }
 
 // Bump raises the epoch: no session that has begun is valid any more.
 func (e *Entry) Bump() { e.epoch++ }
@@ -80,11 +110,16 @@ type Directory struct {
 	names   slab[name]
 	many    map[uint32]map[string]uint32 // names by text, for entries with many
 
-	// Hosts and tags are only ever added to; there are as many as the operator has ever named.
-	hosts   []host
-	hostNum map[netip.Addr]uint32
-	tags    []tag
-	tagNum  map[string]uint16
+	idle, held, active list
+	cursors            []*Cursor
+
+	// Hosts and tags that no entry refers to give their numbers back.
+	hosts     []host
+	hostNum   map[netip.Addr]uint32
+	hostsFree []uint32
+	tags      []tag
+	tagNum    map[string]uint16
+	tagsFree  []uint16
 }
 
 // New returns an empty directory whose entries expire so long after their last use.
@@ -96,8 +131,13 @@ func New(expire time.Duration) *Directory {
 		hostNum: make(map[netip.Addr]uint32),
 		tagNum:  make(map[string]uint16),
 	}
-	d.entries.add() // 0: the head of the idle list
-	d.names.add()   // 0: no name
+	d.idle = list{head: d.entries.add(), tails: make(map[int64]uint32)} // entry 0
+	d.held = list{head: d.entries.add(), tails: make(map[int64]uint32)}
+	d.active = list{head: d.entries.add(), tails: make(map[int64]uint32)}
+	for _, l := range []list{d.idle, d.held, d.active} {
+		*d.entries.at(l.head) = Entry{self: l.head, prev: l.head, next: l.head}
+	}
+	d.names.add() // 0: no name
 	return d
 }
 
@@ -131,7 +171,7 @@ func (d *Directory) add(key Key, addr netip.Addr, epoch uint32, at time.Duration
 	e := d.entries.at(i)
 	*e = Entry{
 		refresh: at, hash: key.Hash, self: i, host: d.hostOf(addr), epoch: epoch, born: epoch,
-		prev: unlinked, next: unlinked, tag: d.tagOf(key.Tag), used: true,
+		prev: unlinked, next: unlinked, tag: d.tagOf(key.Tag), flags: used,
 	}
 	d.count++
 	d.tags[e.tag].index[e.hash] = i
@@ -146,10 +186,13 @@ func (d *Directory) Remove(e *Entry) {
 	d.unlink(e)
 	d.forgetNames(e)
 	d.count--
-	h := &d.hosts[e.host]
-	h.users--
-	h.sessions -= int(e.sessions)
+	d.leave(e)
 	delete(d.tags[e.tag].index, e.hash)
+	if t := &d.tags[e.tag]; len(t.index) == 0 && t.name != "" {
+		delete(d.tagNum, t.name)
+		*t = tag{}
+		d.tagsFree = append(d.tagsFree, e.tag)
+	}
 	i := e.self
 	*e = Entry{}
 	d.entries.drop(i)
@@ -163,13 +206,23 @@ func (d *Directory) Host(e *Entry) netip.Addr { return d.hosts[e.host].addr }
 
 // SetHost puts an entry, with the sessions it is charged with, on another host.
 func (d *Directory) SetHost(e *Entry, addr netip.Addr) {
-	old := &d.hosts[e.host]
-	old.users--
-	old.sessions -= int(e.sessions)
+	d.leave(e)
 	e.host = d.hostOf(addr)
 	h := &d.hosts[e.host]
 	h.users++
 	h.sessions += int(e.sessions)
+}
+
+// leave takes an entry off its host's account.
+func (d *Directory) leave(e *Entry) {
+	h := &d.hosts[e.host]
+	h.users--
+	h.sessions -= int(e.sessions)
+	if h.users == 0 {
+		delete(d.hostNum, h.addr)
+		*h = host{}
+		d.hostsFree = append(d.hostsFree, e.host)
+	}
 }
 
 // Load returns how many users and sessions are on a host.
@@ -180,80 +233,52 @@ func (d *Directory) Load(addr netip.Addr) (users, sessions int) {
 	return 0, 0
 }
 
-// Refresh notes that an entry was used. A moment before the last use changes nothing.
-func (d *Directory) Refresh(e *Entry, at time.Duration) {
-	if at > e.refresh {
-		d.unlink(e)
-		e.refresh = at
-		d.settle(e)
-	}
-}
-
-// Hold keeps an entry from expiring until Release, sessions or not.
-func (d *Directory) Hold(e *Entry) {
-	e.held = true
-	d.unlink(e)
-}
-
-// Release ends Hold.
-func (d *Directory) Release(e *Entry) {
-	e.held = false
-	d.settle(e)
-}
-
-// ExpiresAt returns when an entry expires, and false while it cannot.
-func (d *Directory) ExpiresAt(e *Entry) (time.Duration, bool) {
-	return e.refresh + d.expire, e.next != unlinked
-}
-
-// Oldest returns the entry that expires first, nil if none can.
-func (d *Directory) Oldest() *Entry {
-	if first := d.entries.at(0).next; first != 0 {
-		return d.entries.at(first)
-	}
-	return nil
-}
-
 // All yields every entry, in an order that depends only on what was added and removed before. The
 // entry that was just yielded may be removed.
 func (d *Directory) All() iter.Seq[*Entry] {
 	return func(yield func(*Entry) bool) {
 		for i := range d.entries.len() {
-			if e := d.entries.at(i); e.used && !yield(e) {
+			if e := d.entries.at(i); e.is(used) && !yield(e) {
 				return
 			}
 		}
 	}
 }
 
-// settle links an entry that may expire into the idle list, at its place. That is the end of the list
-// unless the entry was restored, or learnt, with a use in the past.
-func (d *Directory) settle(e *Entry) {
-	if e.sessions > 0 || e.held || e.next != unlinked {
-		return
+// At returns the entry with this number, nil if there is none.
+func (d *Directory) At(number uint32) *Entry {
+	if number < d.entries.len() {
+		if e := d.entries.at(number); e.is(used) {
+			return e
+		}
 	}
-	after := d.entries.at(d.entries.at(0).prev)
-	for after.self != 0 && after.refresh > e.refresh {
-		after = d.entries.at(after.prev)
-	}
-	e.prev, e.next = after.self, after.next
-	d.entries.at(e.next).prev = e.self
-	after.next = e.self
+	return nil
 }
 
-func (d *Directory) unlink(e *Entry) {
-	if e.next != unlinked {
-		d.entries.at(e.prev).next = e.next
-		d.entries.at(e.next).prev = e.prev
-		e.prev, e.next = unlinked, unlinked
+// Numbers is above the numbers of all entries.
+func (d *Directory) Numbers() uint32 { return d.entries.len() }
+
+// Tags yields the tags that have entries, in the order they came.
+func (d *Directory) Tags() iter.Seq[string] {
+	return func(yield func(string) bool) {
+		for _, t := range d.tags {
+			if t.index != nil && !yield(t.name) {
+				return
+			}
+		}
 	}
 }
 
 func (d *Directory) hostOf(addr netip.Addr) uint32 {
 	i, ok := d.hostNum[addr]
 	if !ok {
-		i = uint32(len(d.hosts))
-		d.hosts = append(d.hosts, host{addr: addr})
+		if n := len(d.hostsFree); n > 0 {
+			i, d.hostsFree = d.hostsFree[n-1], d.hostsFree[:n-1]
+		} else {
+			i = uint32(len(d.hosts))
+			d.hosts = append(d.hosts, host{})
+		}
+		d.hosts[i] = host{addr: addr}
 		d.hostNum[addr] = i
 	}
 	return i
@@ -262,11 +287,16 @@ func (d *Directory) hostOf(addr netip.Addr) uint32 {
 func (d *Directory) tagOf(name string) uint16 {
 	i, ok := d.tagNum[name]
 	if !ok {
-		if len(d.tags) > 0xffff {
-			panic("users: more than 65536 tags")
+		if n := len(d.tagsFree); n > 0 {
+			i, d.tagsFree = d.tagsFree[n-1], d.tagsFree[:n-1]
+		} else {
+			if len(d.tags) > 0xffff {
+				panic("users: more than 65536 tags at a time")
+			}
+			i = uint16(len(d.tags))
+			d.tags = append(d.tags, tag{})
 		}
-		i = uint16(len(d.tags))
-		d.tags = append(d.tags, tag{name: name, index: make(map[uint32]uint32)})
+		d.tags[i] = tag{name: name, index: make(map[uint32]uint32)}
 		d.tagNum[name] = i
 	}
 	return i

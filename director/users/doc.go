@@ -4,8 +4,9 @@
 //   - an entry is 48 bytes without a pointer, kept in chunks that never move and that the garbage
 //     collector does not look into; with its place in the index it is some 65 bytes;
 //   - host addresses and tags are kept once and referred to by number;
-//   - entries without sessions are linked into one list ordered by last use, so that finding the next
-//     one to expire is looking at the head: O(1), no scan;
+//   - entries are linked into lists ordered by the second of their last use, one of those without sessions and one
+//     of those with: finding the next one to expire, or to tell the other directors about, is looking at the head,
+//     and an entry that others have used in the past finds its place at once: O(1), no scan;
 //   - the names seen under a hash are kept beside it (24 bytes and the text), only for users that had a
 //     session; a login that failed leaves no name.
 //
@@ -18,5 +19,5 @@
 // removed. Born is the epoch an entry started with: sessions below it belong to a predecessor of the
 // entry and are not counted.
 //
-// Time is a duration since a moment that the caller chooses.
+// Time is a duration since a moment that the caller chooses; entries may be made with a last use in the past.
 package users

@@ -24,9 +24,11 @@ func (d *Directory) Start(e *Entry, user string) (first bool) {
 		n = d.addName(e, user)
 	}
 	n.sessions++
-	e.sessions++
 	d.hosts[e.host].sessions++
-	d.unlink(e)
+	if e.sessions++; e.sessions == 1 {
+		d.unlink(e)
+		d.settle(e)
+	}
 	return first
 }
 
@@ -37,9 +39,11 @@ func (d *Directory) End(e *Entry, user string) bool {
 		return false
 	}
 	n.sessions--
-	e.sessions--
 	d.hosts[e.host].sessions--
-	d.settle(e)
+	if e.sessions--; e.sessions == 0 {
+		d.unlink(e)
+		d.settle(e)
+	}
 	return true
 }
 
