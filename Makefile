@@ -3,20 +3,23 @@ GO       ?= go
 FOR      ?= 60s
 BIN      ?= bin/usher
 PREFIX   ?= /usr/local
+DEBIAN13 ?= /var/cache/usher/trixie
 STATICCHECK = $(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 export GOTOOLCHAIN ?= local
 export CGO_ENABLED ?= 0
 
-.PHONY: help build install run test check bench fuzz generate deps clean
+.PHONY: help build install run test check bench soak test-dovecot24 fuzz generate deps clean
 
 help: ## print the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## build bin/usher, one static binary
 	$(GO) build -trimpath -o $(BIN) ./cmd/usher
 
-install: build ## install the binary to PREFIX/sbin
+install: build ## install the binary to PREFIX/sbin, and its manual pages
 	install -D -m 0755 $(BIN) $(DESTDIR)$(PREFIX)/sbin/usher
+	install -d $(DESTDIR)$(PREFIX)/share/man/man8
+	$(BIN) man $(DESTDIR)$(PREFIX)/share/man/man8
 
 run: build ## show a whole site at work for FOR (default 60s); root: in the kernel
 	$(BIN) demo --for $(FOR)
@@ -34,6 +37,13 @@ check: ## formatting, vet, staticcheck, generated files up to date
 
 bench: ## the benchmark of the lab: direct, tc, xdp, splice, copy side by side (root)
 	$(GO) test -run '^$$' -bench Site -benchtime 1x -timeout 60m ./cmd/usher
+
+soak: ## the simulation of rings with new seeds for SOAK (default 1h)
+	$(GO) test ./director/ring/sim -run TestSim -timeout 0 -for=$${SOAK:-1h}
+
+test-dovecot24: ## the drop-in before real Dovecot 2.4, in a Debian 13 below DEBIAN13 (root; made by debootstrap)
+	testenv/dovecot/trixie.sh $(DEBIAN13)
+	USHER_DOVECOT24=$(DEBIAN13) $(GO) test -count=1 -timeout 10m ./cmd/usher -run 'DropIn.*24'
 
 fuzz: ## every fuzz target for FUZZ (default 10m) each
 	@for p in $$($(GO) list ./...); do for f in $$($(GO) test -list '^Fuzz' $$p | grep '^Fuzz'); do \

@@ -273,7 +273,7 @@ func TestForward(t *testing.T) {
 			r.putFlow(t, c.Legs[i].Key, f)
 			n := uint32(1000 * (i + 1))
 			c.Legs[i] = bpf.SpliceLeg{
-				Key: c.Legs[i].Key, RcvNxt: f.EndSeq, SndNxt: n + 1,
+				Key: c.Legs[i].Key, RcvNxt: f.EndSeq, SndNxt: n + 1, Window: n + 8,
 				UserHash: 42, UserTag: 3, Epoch: 9, Name: 8, Protocol: 2, Side: uint8(i), Since: 77, Bytes: uint64(n) << 30,
 				SeqAdd: n + 2, AckAdd: n + 3, TsAdd: n + 4, EcrAdd: n + 5, AddrDiff: uint16(n + 6), PortDiff: uint16(n + 7),
 				InScale: uint8(i + 1), OutScale: uint8(i + 3), WindowScale: uint8(i + 5), NoEcn: uint8(i),
@@ -290,7 +290,7 @@ func TestForward(t *testing.T) {
 				Saddr: other.Key.Local, Daddr: other.Key.Remote, Sport: other.Key.LocalPort, Dport: other.Key.RemotePort,
 				SeqAdd: l.SeqAdd, AckAdd: l.AckAdd, TsAdd: l.TsAdd, EcrAdd: l.EcrAdd, AddrDiff: l.AddrDiff, PortDiff: l.PortDiff,
 				InScale: l.InScale, OutScale: l.OutScale, WindowScale: l.WindowScale,
-				EndSeq: l.RcvNxt, MaxAck: l.SndNxt, Tsval: was[i].Tsval,
+				EndSeq: l.RcvNxt, MaxAck: l.SndNxt, Window: l.Window, Tsval: was[i].Tsval,
 				UserHash: 42, UserTag: 3, Epoch: 9, Name: 8, Protocol: 2, Side: uint8(i), Strip: was[i].Strip,
 				Since: 77, Bytes: l.Bytes,
 			}

@@ -142,8 +142,8 @@ func kept(f *bpf.SpliceFlow, p *packet, segments uint64) {
 	if int32(end-f.EndSeq) > 0 {
 		f.EndSeq = end
 	}
-	if p.flags&ack != 0 && int32(p.ack-f.MaxAck) > 0 {
-		f.MaxAck = p.ack
+	if p.flags&ack != 0 && int32(p.ack-f.MaxAck) >= 0 {
+		f.MaxAck, f.Window = p.ack, uint32(p.window)<<f.InScale
 	}
 	for _, o := range p.options {
 		if o.kind == 0 && o.junk == nil {
@@ -153,7 +153,6 @@ func kept(f *bpf.SpliceFlow, p *packet, segments uint64) {
 			f.Tsval = big.Uint32(o.body)
 		}
 	}
-	f.Window = uint32(p.window) << f.InScale
 	f.Packets += segments
 	f.Bytes += uint64(len(p.payload))
 }

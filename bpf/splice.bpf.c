@@ -64,14 +64,6 @@ struct {
 } names SEC(".maps");
 
 struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 4096);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, struct host_key);
-	__type(value, struct host);
-} hosts SEC(".maps");
-
-struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, VERDICT_MAX);
 	__type(key, __u32);
@@ -104,8 +96,21 @@ struct {
 	__type(value, struct scratch);
 } scratch SEC(".maps");
 
-/* Ask the kernel for the next hop of each packet (tc only), instead of using the learnt one. */
+/*
+ * Ask the kernel for the next hop when the learnt one is in doubt (tc only). As long as
+ * packets flow and bring something new, it is right. A packet that repeats what was sent
+ * before, or the first one after a pause, goes by the kernel's routes and neighbours,
+ * and egress_tc learns from it: a hop that has gone is replaced by the first
+ * retransmission (or by the duplicate ACK that answers one).
+ */
 const volatile bool redirect_neigh = true;
+#define HOP_TRUST 500000000ULL /* ns */
+/*
+ * In skb->tc_index, from splice_tc to egress_tc, which clears it. Not in skb->mark: that is
+ * the operator's and selects the route (ip rule fwmark) that is asked for. Not in skb->cb:
+ * each layer in between may write to that.
+ */
+#define HOP_ASKED 0x5553
 
 /* bpf2go makes Go types of what is named in BTF: name what no map mentions. */
 const enum flow_state *unused_state __attribute__((unused));
@@ -113,7 +118,6 @@ const enum flow_flag *unused_flag __attribute__((unused));
 const enum flow_strip *unused_strip __attribute__((unused));
 const enum flow_side *unused_side __attribute__((unused));
 const enum user_flag *unused_user_flag __attribute__((unused));
-const enum host_flag *unused_host_flag __attribute__((unused));
 const enum verdict *unused_verdict __attribute__((unused));
 const struct event *unused_event __attribute__((unused));
 const enum event_kind *unused_event_kind __attribute__((unused));
@@ -132,7 +136,8 @@ struct packet {
 	__u32 odd;	  /* IP options or a fragment: only the key is valid */
 	/* found by splice() */
 	struct flow *flow;
-	__u64 sum; /* what changed in the TCP checksum, without the pseudo header */
+	__u64 sum;  /* what changed in the TCP checksum, without the pseudo header */
+	bool doubt; /* whether the next hop is still the learnt one */
 };
 
 /* Of a VLAN (not just of a priority): the tag is beside the frame. */
@@ -446,20 +451,26 @@ static __always_inline enum verdict observe(struct flow *f, struct packet *p, vo
 	return v;
 }
 
+/* A FORWARD flow knows the key of the session's other one. */
+static __always_inline struct flow *other_direction(struct flow *f)
+{
+	struct flow_key key;
+
+	__builtin_memcpy(key.remote, f->daddr, 16);
+	__builtin_memcpy(key.local, f->saddr, 16);
+	key.remote_port = f->dport;
+	key.local_port = f->sport;
+	return bpf_map_lookup_elem(&flows, &key);
+}
+
 /*
  * A RST is believed when its sequence number is exactly what the other side expects
  * (RFC 5961): what it acknowledged last, or the end of what has been sent to it since.
  */
 static __always_inline bool exact_reset(struct flow *f, __u32 seq)
 {
-	struct flow_key key;
-	struct flow *back;
+	struct flow *back = other_direction(f);
 
-	__builtin_memcpy(key.remote, f->daddr, 16);
-	__builtin_memcpy(key.local, f->saddr, 16);
-	key.remote_port = f->dport;
-	key.local_port = f->sport;
-	back = bpf_map_lookup_elem(&flows, &key);
 	return back && (seq == f->end_seq || back->max_ack + back->ack_add == seq);
 }
 
@@ -525,6 +536,8 @@ static __always_inline bool rewrite_tcp(struct packet *p, const struct flow_key 
 	__u32 end_seq = seq + p->payload + t->fin;
 	__u32 len = t->doff * 4 - sizeof(*t);
 	__u32 new_seq = bpf_htonl(seq + f->seq_add), new_ack = bpf_htonl(ack + f->ack_add);
+	__u32 window = (__u32)bpf_ntohs(t->window) << (f->in_scale & 15);
+	bool news = false;
 	__u64 sum = 0;
 	__u8 mark = 0;
 
@@ -540,20 +553,23 @@ static __always_inline bool rewrite_tcp(struct packet *p, const struct flow_key 
 	if (t->ack) {
 		sum = sum32(sum, t->ack_seq, new_ack);
 		t->ack_seq = new_ack;
-		if (after(ack, f->max_ack))
+		news = after(ack, f->max_ack);
+		if (news || ack == f->max_ack) {
 			f->max_ack = ack;
+			f->window = window;
+		}
 	}
-	if (after(end_seq, f->end_seq))
+	if (after(end_seq, f->end_seq)) {
 		f->end_seq = end_seq;
-
-	f->window = (__u32)bpf_ntohs(t->window) << (f->in_scale & 15);
+		news = true;
+	}
 	if (f->in_scale != f->out_scale) {
 		/* Rounded down: a promise of less is kept, one of more is not. */
-		__u32 w = f->window >> (f->out_scale & 15);
-		__be16 window = bpf_htons(w > 65535 ? 65535 : w);
+		__u32 w = window >> (f->out_scale & 15);
+		__be16 new_window = bpf_htons(w > 65535 ? 65535 : w);
 
-		sum = sum16(sum, t->window, window);
-		t->window = window;
+		sum = sum16(sum, t->window, new_window);
+		t->window = new_window;
 	}
 	if (f->flags & FLAG_NO_ECN) {
 		__be16 *word = (__be16 *)t + 6; /* data offset, reserved, flags */
@@ -566,6 +582,7 @@ static __always_inline bool rewrite_tcp(struct packet *p, const struct flow_key 
 	t->dest = f->dport;
 	p->sum = sum + f->port_diff;
 
+	p->doubt = !news || now - f->last_seen > HOP_TRUST;
 	f->last_seen = now;
 	__sync_fetch_and_add(&f->packets, p->segments);
 	__sync_fetch_and_add(&f->bytes, p->payload);
@@ -640,6 +657,23 @@ static __always_inline bool passes(enum verdict v)
 	       v == VERDICT_HOLD_EXPIRED || v == VERDICT_SYN || v == VERDICT_AFTER_SYN;
 }
 
+/*
+ * Are the headers in the linear part? Where it holds nothing else (what a stack sends over
+ * veth, some drivers), to pull more would copy the packet.
+ */
+static __always_inline bool linear(void *data, void *end)
+{
+	struct ethhdr *eth = data;
+	struct iphdr *ip = (void *)(eth + 1);
+	struct tcphdr *t = (void *)(eth + 1) + sizeof(struct ipv6hdr);
+
+	if ((void *)(ip + 1) > end)
+		return false;
+	if (eth->h_proto == bpf_htons(ETH_P_IP))
+		t = (void *)ip + ip->ihl * 4;
+	return (void *)(t + 1) <= end && (void *)t + t->doff * 4 <= end;
+}
+
 SEC("tc")
 int splice_tc(struct __sk_buff *skb)
 {
@@ -648,8 +682,7 @@ int splice_tc(struct __sk_buff *skb)
 	enum verdict v = VERDICT_NOT_TCP;
 	__u32 ifindex = 0;
 
-	/* Headers may lie outside of the linear part. */
-	if (data + ETH_HLEN + sizeof(struct ipv6hdr) + 60 > end && skb->len > end - data) {
+	if (skb->len > end - data && !linear(data, end)) {
 		bpf_skb_pull_data(skb, skb->len < 114 ? skb->len : 114);
 		data = (void *)(long)skb->data;
 		end = (void *)(long)skb->data_end;
@@ -671,8 +704,12 @@ int splice_tc(struct __sk_buff *skb)
 	count(v, skb->len);
 	if (v != VERDICT_FORWARDED)
 		return passes(v) ? NEXT : TC_ACT_SHOT;
-	if (redirect_neigh)
+	/* Where somebody else uses the index nothing can be learnt: ask for each packet. */
+	if (redirect_neigh && (p.doubt || skb->tc_index)) {
+		if (!skb->tc_index)
+			skb->tc_index = HOP_ASKED;
 		return bpf_redirect_neigh(ifindex, 0, 0, 0);
+	}
 	return bpf_redirect(ifindex, 0);
 }
 
@@ -749,22 +786,48 @@ static __always_inline bool learn(struct flow *f, struct ethhdr *eth, __u32 ifin
 	return observed;
 }
 
+/*
+ * A packet that splice_tc has sent by the kernel's own way shows the next hop of its flow;
+ * back is the flow of what comes back. Readers take no lock: a torn address costs a
+ * packet, and its retransmission asks again.
+ */
+static __always_inline void learn_again(struct flow *back, struct ethhdr *eth, __u32 ifindex)
+{
+	struct flow *f;
+
+	if (back->state != FLOW_FORWARD)
+		return;
+	f = other_direction(back);
+	if (!f || f->state != FLOW_FORWARD || f->ifindex != ifindex)
+		return;
+	/* Nearly always it is the same: leave the cache line alone. */
+	if (__builtin_memcmp(f->dmac, eth->h_dest, 6) || __builtin_memcmp(f->smac, eth->h_source, 6)) {
+		__builtin_memcpy(f->dmac, eth->h_dest, 6);
+		__builtin_memcpy(f->smac, eth->h_source, 6);
+	}
+}
+
 static __always_inline enum verdict egress(struct __sk_buff *skb)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	struct packet p = { .frame = skb->len, .segments = skb->gso_segs };
 	struct flow_key key;
 	struct flow *f;
+	bool asked = skb->ingress_ifindex && skb->tc_index == HOP_ASKED;
 	__u64 sum;
 
 	/* Not from a socket of this host: forwarded, most likely by us. Tagged: the VLAN's
 	 * own interface had it before, and is the one to send to. */
-	if (skb->ingress_ifindex || tagged(skb))
+	if (asked)
+		skb->tc_index = 0;
+	else if (skb->ingress_ifindex || tagged(skb))
 		return VERDICT_EGRESS;
 	if (!parse(&p, data, end, key.local, key.remote, &key.local_port, &key.remote_port) || p.odd)
 		return VERDICT_EGRESS;
 	f = bpf_map_lookup_elem(&flows, &key);
-	if (!f || !learn(f, data, skb->ifindex))
+	if (f && asked)
+		learn_again(f, data, skb->ifindex);
+	if (!f || asked || !learn(f, data, skb->ifindex))
 		return VERDICT_EGRESS;
 	if (!p.tcp->syn || p.tcp->ack || !f->strip)
 		return VERDICT_EGRESS_LEARNT;
@@ -857,6 +920,7 @@ static __always_inline void prepare(struct flow *f, struct leg *l, struct leg *o
 	f->flags = l->no_ecn ? FLAG_NO_ECN : 0;
 	f->end_seq = l->rcv_nxt;
 	f->max_ack = l->snd_nxt;
+	f->window = l->window;
 	f->user_hash = l->user_hash;
 	f->user_tag = l->user_tag;
 	f->epoch = l->epoch;

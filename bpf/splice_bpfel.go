@@ -149,24 +149,6 @@ const (
 	SpliceFlowStripSTRIP_SACK SpliceFlowStrip = 2
 )
 
-type SpliceHost struct {
-	_          structs.HostLayout
-	Weight     uint32
-	Configured uint32
-	Flags      uint32
-}
-
-type SpliceHostFlag uint32
-
-const (
-	SpliceHostFlagHOST_DOWN SpliceHostFlag = 1
-)
-
-type SpliceHostKey struct {
-	_    structs.HostLayout
-	Addr [16]uint8
-}
-
 type SpliceLeg struct {
 	_           structs.HostLayout
 	Key         SpliceFlowKey
@@ -176,6 +158,7 @@ type SpliceLeg struct {
 	Flags       uint32
 	RcvNxt      uint32
 	SndNxt      uint32
+	Window      uint32
 	UserHash    uint32
 	UserTag     uint32
 	Epoch       uint32
@@ -192,7 +175,6 @@ type SpliceLeg struct {
 	WindowScale uint8
 	Side        uint8
 	NoEcn       uint8
-	_           [4]byte
 	Since       uint64
 	Bytes       uint64
 }
@@ -268,7 +250,6 @@ const (
 	SpliceMapCounters        = "counters"
 	SpliceMapEvents          = "events"
 	SpliceMapFlows           = "flows"
-	SpliceMapHosts           = "hosts"
 	SpliceMapNames           = "names"
 	SpliceMapScratch         = "scratch"
 	SpliceMapUsers           = "users"
@@ -281,7 +262,6 @@ const (
 	SpliceVarUnusedEvent     = "unused_event"
 	SpliceVarUnusedEventKind = "unused_event_kind"
 	SpliceVarUnusedFlag      = "unused_flag"
-	SpliceVarUnusedHostFlag  = "unused_host_flag"
 	SpliceVarUnusedOp        = "unused_op"
 	SpliceVarUnusedResult    = "unused_result"
 	SpliceVarUnusedSide      = "unused_side"
@@ -346,7 +326,6 @@ type SpliceMapSpecs struct {
 	Counters *ebpf.MapSpec `ebpf:"counters"`
 	Events   *ebpf.MapSpec `ebpf:"events"`
 	Flows    *ebpf.MapSpec `ebpf:"flows"`
-	Hosts    *ebpf.MapSpec `ebpf:"hosts"`
 	Names    *ebpf.MapSpec `ebpf:"names"`
 	Scratch  *ebpf.MapSpec `ebpf:"scratch"`
 	Users    *ebpf.MapSpec `ebpf:"users"`
@@ -361,7 +340,6 @@ type SpliceVariableSpecs struct {
 	UnusedEvent     *ebpf.VariableSpec `ebpf:"unused_event"`
 	UnusedEventKind *ebpf.VariableSpec `ebpf:"unused_event_kind"`
 	UnusedFlag      *ebpf.VariableSpec `ebpf:"unused_flag"`
-	UnusedHostFlag  *ebpf.VariableSpec `ebpf:"unused_host_flag"`
 	UnusedOp        *ebpf.VariableSpec `ebpf:"unused_op"`
 	UnusedResult    *ebpf.VariableSpec `ebpf:"unused_result"`
 	UnusedSide      *ebpf.VariableSpec `ebpf:"unused_side"`
@@ -394,7 +372,6 @@ type SpliceMaps struct {
 	Counters *ebpf.Map `ebpf:"counters"`
 	Events   *ebpf.Map `ebpf:"events"`
 	Flows    *ebpf.Map `ebpf:"flows"`
-	Hosts    *ebpf.Map `ebpf:"hosts"`
 	Names    *ebpf.Map `ebpf:"names"`
 	Scratch  *ebpf.Map `ebpf:"scratch"`
 	Users    *ebpf.Map `ebpf:"users"`
@@ -405,7 +382,6 @@ func (m *SpliceMaps) Close() error {
 		m.Counters,
 		m.Events,
 		m.Flows,
-		m.Hosts,
 		m.Names,
 		m.Scratch,
 		m.Users,
@@ -421,7 +397,6 @@ type SpliceVariables struct {
 	UnusedEvent     *ebpf.Variable `ebpf:"unused_event"`
 	UnusedEventKind *ebpf.Variable `ebpf:"unused_event_kind"`
 	UnusedFlag      *ebpf.Variable `ebpf:"unused_flag"`
-	UnusedHostFlag  *ebpf.Variable `ebpf:"unused_host_flag"`
 	UnusedOp        *ebpf.Variable `ebpf:"unused_op"`
 	UnusedResult    *ebpf.Variable `ebpf:"unused_result"`
 	UnusedSide      *ebpf.Variable `ebpf:"unused_side"`

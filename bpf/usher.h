@@ -91,7 +91,7 @@ struct flow {
 	__u32 end_seq; /* highest sequence number + length that passed */
 	__u32 max_ack; /* highest acknowledgement that passed */
 	__u32 tsval;   /* last timestamp value */
-	__u32 window;  /* last window, in bytes */
+	__u32 window;  /* the window that came with max_ack, in bytes */
 
 	/* Who this is. */
 	__u32 user_hash;
@@ -141,21 +141,6 @@ struct name_key {
 
 struct name_piece {
 	__u8 text[NAME_PIECE]; /* zero padded */
-};
-
-/* What an operator ordered of a backend; for user space only. */
-struct host_key {
-	__u8 addr[16];
-};
-
-enum host_flag {
-	HOST_DOWN = 1,
-};
-
-struct host {
-	__u32 weight;
-	__u32 configured; /* weight in the configuration when that was ordered */
-	__u32 flags;	  /* enum host_flag */
 };
 
 /* Every way out of every program; one counter each. */
@@ -224,6 +209,7 @@ struct leg {
 	/* needed by FORWARD */
 	__u32 rcv_nxt; /* what the frozen socket has received */
 	__u32 snd_nxt;
+	__u32 window; /* of the remote host, in bytes */
 	__u32 user_hash;
 	__u32 user_tag;
 	__u32 epoch;

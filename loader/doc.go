@@ -8,7 +8,6 @@
 //	  flows              tuple → translation, one entry per direction
 //	  users              user hash, tag → host, epoch, last activity
 //	  names              names of users and tags, in pieces
-//	  hosts              what an operator ordered of backends: weight, down
 //	  counters           packets and bytes per verdict
 //	  tc-IFINDEX …       attached programs (tcx or XDP links)
 //

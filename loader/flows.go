@@ -146,7 +146,7 @@ func (k *Kernel) Forward(client, backend handover.Leg, owner handover.Owner) err
 	for i, l := range []handover.Leg{client, backend} {
 		to := &r.Legs[i]
 		*to = bpf.SpliceLeg{
-			Key: flowKey(l.Tuple), RcvNxt: l.RcvNxt, SndNxt: l.SndNxt,
+			Key: flowKey(l.Tuple), RcvNxt: l.RcvNxt, SndNxt: l.SndNxt, Window: l.Window,
 			UserHash: key.Hash, UserTag: key.Tag, Epoch: owner.Epoch, Name: name,
 			SeqAdd: l.SeqAdd, AckAdd: l.AckAdd, TsAdd: l.TSAdd, EcrAdd: l.EchoAdd,
 			AddrDiff: l.AddressDiff, PortDiff: l.PortDiff,
@@ -164,7 +164,7 @@ func (k *Kernel) Forward(client, backend handover.Leg, owner handover.Owner) err
 }
 
 // protocols gives each protocol its number in the flow map: append only.
-var protocols = []string{"", "imap", "pop3"}
+var protocols = []string{"", "imap", "pop3", "submission", "sieve"}
 
 func protocolNumber(name string) uint8 {
 	for i, p := range protocols {
@@ -199,7 +199,7 @@ func (k *Kernel) flow(key *bpf.SpliceFlowKey, v *bpf.SpliceFlow, now uint64) han
 		Packets: v.Packets, Bytes: v.Bytes,
 		FIN: has(bpf.SpliceFlowFlagFLAG_FIN), RST: has(bpf.SpliceFlowFlagFLAG_RST),
 		SYN: has(bpf.SpliceFlowFlagFLAG_SYN), Stopped: has(bpf.SpliceFlowFlagFLAG_STOPPED),
-		EndSeq: v.EndSeq, MaxAck: v.MaxAck, AckAdd: v.AckAdd,
+		EndSeq: v.EndSeq, MaxAck: v.MaxAck, AckAdd: v.AckAdd, Window: v.Window, Scale: v.InScale,
 	}
 	if now > v.LastSeen {
 		f.Idle = time.Duration(now - v.LastSeen)

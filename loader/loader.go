@@ -46,7 +46,7 @@ type Config struct {
 	Mode       string   // ModeTC or ModeXDP
 	Interfaces []string // names; empty: every Ethernet interface that carries a unicast route
 	Clsact     bool     // attach by clsact even where tcx works
-	LearntHop  bool     // tc: send to the next hop learnt at the login instead of asking the kernel per packet
+	LearntHop  bool     // tc: send to the next hop learnt at the login for ever, never ask the kernel again
 	Log        zerolog.Logger
 }
 
@@ -184,7 +184,7 @@ func (k *Kernel) load() error {
 	if err := spec.Variables["redirect_neigh"].Set(!k.cfg.LearntHop); err != nil {
 		return fmt.Errorf("set redirect_neigh: %w", err)
 	}
-	sizes := map[string]uint32{"flows": uint32(k.cfg.MaxFlows), "users": uint32(k.cfg.MaxFlows), "names": 2 * uint32(k.cfg.MaxFlows), "hosts": 0, "counters": 0}
+	sizes := map[string]uint32{"flows": uint32(k.cfg.MaxFlows), "users": uint32(k.cfg.MaxFlows), "names": 2 * uint32(k.cfg.MaxFlows), "counters": 0}
 	for name, size := range sizes {
 		m := spec.Maps[name]
 		m.Pinning = ebpf.PinByName
@@ -256,9 +256,13 @@ func Unpin(pinPath string) error {
 		if err != nil {
 			return err
 		}
-		orphans = append(orphans, flowsIn(dir)...)
+		flows := flowsIn(dir)
 		detachClsact(dir)
-		err = os.RemoveAll(dir)
+		if err = os.RemoveAll(dir); err == nil {
+			// The kernel detaches the links a moment later: until then they must not find the flows.
+			orphans = append(orphans, flows.take()...)
+		}
+		flows.Close()
 		lock.Close()
 		if err != nil {
 			return fmt.Errorf("remove %s: %w", dir, err)
@@ -274,7 +278,7 @@ func Unpin(pinPath string) error {
 	}
 	for _, f := range orphans {
 		if other, ok := byTuple[f.Other.Key()]; ok {
-			_ = handover.Reset(f.Tuple, f.MaxAck, other.MaxAck+other.AckAdd)
+			_ = f.Reset(other)
 		}
 	}
 	return nil
@@ -283,24 +287,45 @@ func Unpin(pinPath string) error {
 // Left returns how many flows an earlier daemon has left in the kernel under pinPath: 0
 // also when that cannot be seen.
 func Left(pinPath string) int {
-	return len(flowsIn(filepath.Join(pinPath, layoutDir)))
+	flows := flowsIn(filepath.Join(pinPath, layoutDir))
+	defer flows.Close()
+	return len(flows.all())
 }
 
-// flowsIn returns the forwarded flows of a pin directory; none if it has another layout.
-func flowsIn(dir string) (all []handover.Flow) {
+// pinnedFlows is a flow map without its daemon; the zero value has no flows.
+type pinnedFlows struct{ *ebpf.Map }
+
+// flowsIn opens the flow map of a pin directory; it has no flows if that has another layout.
+func flowsIn(dir string) pinnedFlows {
 	if filepath.Base(dir) != layoutDir {
-		return nil
+		return pinnedFlows{}
 	}
 	m, err := ebpf.LoadPinnedMap(filepath.Join(dir, "flows"), nil)
 	if err != nil {
+		return pinnedFlows{}
+	}
+	return pinnedFlows{m}
+}
+
+// all returns the forwarded flows.
+func (p pinnedFlows) all() (all []handover.Flow) {
+	if p.Map == nil {
 		return nil
 	}
-	defer m.Close()
 	k := &Kernel{}
-	k.objs.Flows = m
+	k.objs.Flows = p.Map
 	_ = k.Flows(func(f handover.Flow) bool {
 		all = append(all, f)
 		return true
 	})
+	return all
+}
+
+// take is all, and removes them.
+func (p pinnedFlows) take() []handover.Flow {
+	all := p.all()
+	for _, f := range all {
+		_ = p.Delete(flowKey(f.Tuple))
+	}
 	return all
 }

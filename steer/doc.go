@@ -3,8 +3,12 @@
 //	accept ► prelogin ► auth ► route ► upstream ► handover ► kernel ► expire
 //
 // Each step has a folder; this package has the session that walks along it
-// (session.go), the table of all sessions (table.go) and the server that starts
-// them (server.go).
+// (session.go), what becomes of one attempt to log in (attempt.go), the table of all
+// sessions (table.go) and the server that starts them (server.go).
+//
+// Two kinds of traffic leave the path before its end. A session with TLS on a leg is
+// relayed in user space, by package secure. LMTP has no session at all: its mails go to
+// the backends of their recipients, and the connection stays (lmtp.go).
 //
 // A session is in one State, and its bytes move in one Mode. Both words appear
 // alike in the log, in `usher user` and in metrics.

@@ -2,6 +2,7 @@ package steer
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -16,10 +17,12 @@ import (
 
 	"usher/director"
 	"usher/steer/auth"
+	"usher/steer/auth/penalty"
 	"usher/steer/expire"
 	"usher/steer/handover"
 	"usher/steer/prelogin"
 	"usher/steer/route"
+	"usher/steer/secure"
 	"usher/steer/upstream"
 )
 
@@ -34,21 +37,37 @@ type Kernel interface {
 
 // Listener is one listening socket.
 type Listener struct {
-	Protocol       string         // "imap" or "pop3"
+	Protocol       string         // "imap", "pop3", "submission", "sieve" or "lmtp"
 	Address        netip.AddrPort // of our socket; [::] takes IPv4 too
 	BackendPort    uint16
 	Plaintext      bool // passwords are allowed from everywhere, not only from Trusted and loopback
 	MaxConnections int  // before login
+	MaxPerAddress  int  // the same from one address, but for Trusted and ProxyFrom; 0: no limit
+
+	TLS        TLSMode // with clients; empty: TLSNone
+	BackendTLS TLSMode // with backends, unless the auth driver says otherwise; empty: TLSNone
+	Forward    bool    // tell backends who the client is, if they say that they want to know
+
+	ProxyFrom    []netip.Prefix // networks that must send a PROXY header; others are not listened to when they do
+	ProxyBackend bool           // send a PROXY header, version 2, to backends
+
+	Delimiter string // LMTP: between a user's name and the detail of an address; empty: names are not cut
+	MaxMail   int64  // LMTP: bytes; 0: the backends decide
 }
 
 // Config is what a Server needs.
 type Config struct {
 	Listeners []Listener
 	Auth      auth.Driver
-	Director  *director.Director // with its hosts; the Server owns it from now on
-	Store     route.Store
+	Penalty   *penalty.Table // what failed logins cost, and unknown names; nil: no delays, and the default bounds
+	Route     route.Config   // of the director with its hosts, which the Server owns from now on; Stop is the Server's
 	Trusted   []netip.Prefix // networks that may send passwords in plaintext
 	Sources   []netip.Addr   // for connections to backends; empty: the kernel's choice
+
+	Name         string               // of this host, in greetings that have one
+	Certificates *secure.Certificates // for clients; nil: no listener has TLS
+	Backends     *secure.Backends     // for backends; nil: none is spoken to with TLS
+	Mechanisms   []string             // SASL mechanisms offered to clients; nil: prelogin.DefaultMechanisms
 
 	Kernel      Kernel               // nil: user space only
 	UserMode    Mode                 // ModeSplice or ModeCopy: how user space moves bytes
@@ -78,12 +97,22 @@ type listener struct {
 	Listener
 	socket   net.Listener
 	protocol protocol
-	waiting  atomic.Int64 // connections before login
+	waiting  atomic.Int64             // connections before login
+	crowd    *crowd                   // the same by address
+	tls      *tls.Config              // for clients
+	learnt   atomic.Pointer[[]string] // capabilities, see protocol.learns; nil: none yet
+}
+
+func (l *listener) mayEncrypt() bool {
+	return l.tls != nil || l.BackendTLS != "" && l.BackendTLS != TLSNone
 }
 
 // New makes a server and opens its listening sockets. Sessions that an earlier
 // process left in the kernel are adopted; nothing is accepted before Run.
 func New(cfg Config) (_ *Server, err error) {
+	if cfg.Penalty == nil {
+		cfg.Penalty = penalty.New(penalty.Config{FailureDelay: -1})
+	}
 	s := &Server{cfg: cfg, log: cfg.Log}
 	s.Stats.init()
 	kernelMode := Mode("")
@@ -93,7 +122,8 @@ func New(cfg Config) (_ *Server, err error) {
 		s.dialer.Kernel = cfg.Kernel
 	}
 	s.Table = newTable(kernelMode, cfg.UserMode)
-	s.Router = route.New(cfg.Director, cfg.Store, s.stop, cfg.Log)
+	cfg.Route.Stop = s.stop
+	s.Router = route.New(cfg.Route)
 	s.relayer.Quiet = cfg.Quiet
 	s.relayer.Copy = cfg.UserMode == ModeCopy
 	s.relayer.Undone = func() { s.Stats.Undone.Add(1) }
@@ -119,6 +149,9 @@ func (s *Server) listen(l Listener) error {
 	if !ok {
 		return fmt.Errorf("listener %v: protocol %q is not built", l.Address, l.Protocol)
 	}
+	if err := s.cfg.checkTLS(l); err != nil {
+		return err
+	}
 	lc := net.ListenConfig{
 		KeepAlive: -1, // the handover package decides: a frozen socket must be silent
 		Control: func(_, _ string, c syscall.RawConn) error {
@@ -134,7 +167,11 @@ func (s *Server) listen(l Listener) error {
 	if err != nil {
 		return fmt.Errorf("listen for %s: %w", l.Protocol, err)
 	}
-	s.listeners = append(s.listeners, &listener{Listener: l, protocol: p, socket: ln})
+	bound := &listener{Listener: l, protocol: p, socket: ln, crowd: newCrowd()}
+	if l.TLS == TLSStart || l.TLS == TLSImplicit {
+		bound.tls = s.cfg.Certificates.Server(l.Protocol)
+	}
+	s.listeners = append(s.listeners, bound)
 	return nil
 }
 
@@ -162,6 +199,9 @@ func (s *Server) Run(ctx context.Context) error {
 		})
 	}
 	start(s.Router.Run)
+	if s.cfg.Certificates != nil {
+		start(s.cfg.Certificates.Run)
+	}
 	if s.watcher != nil {
 		start(s.watcher.Run)
 	}
@@ -220,16 +260,36 @@ func (s *Server) accept(ctx, sctx context.Context, l *listener) error {
 			continue
 		}
 		s.Stats.Accepted.Add(1)
-		if n := l.waiting.Add(1); l.MaxConnections > 0 && n > int64(l.MaxConnections) {
-			l.waiting.Add(-1)
+		if !s.enter(l, handover.TupleOf(c.(*net.TCPConn)).Remote.Addr()) {
 			s.Stats.TooMany.Add(1)
-			_ = c.SetWriteDeadline(time.Now().Add(time.Second))
-			_, _ = c.Write([]byte(l.protocol.busy))
+			if l.TLS != TLSImplicit { // a handshake is what there is no room for
+				_ = c.SetWriteDeadline(time.Now().Add(time.Second))
+				_, _ = c.Write([]byte(l.protocol.busy))
+			}
 			c.Close()
 			continue
 		}
 		s.sessions.Go(func() { s.serve(sctx, l, c.(*net.TCPConn)) })
 	}
+}
+
+// enter counts a connection before its login, if there is room for it.
+func (s *Server) enter(l *listener, from netip.Addr) bool {
+	most := l.MaxPerAddress
+	if within(s.cfg.Trusted, from) || within(l.ProxyFrom, from) {
+		most = 0
+	}
+	if n := l.waiting.Add(1); l.MaxConnections > 0 && n > int64(l.MaxConnections) || !l.crowd.enter(from, most) {
+		l.waiting.Add(-1)
+		return false
+	}
+	return true
+}
+
+// leave ends what enter began.
+func (l *listener) leave(from netip.Addr) {
+	l.waiting.Add(-1)
+	l.crowd.leave(from)
 }
 
 // stop carries out a Stop of the director.
@@ -248,7 +308,7 @@ func (s *Server) adopt() error {
 	if err != nil {
 		return fmt.Errorf("adopt sessions: %w", err)
 	}
-	stored, err := s.cfg.Store.Entries()
+	stored, err := s.cfg.Route.Store.Entries()
 	if err != nil {
 		return fmt.Errorf("adopt entries: %w", err)
 	}

@@ -3,34 +3,22 @@ package steer
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"net/netip"
+	"slices"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"usher/director"
-	"usher/steer/auth"
+	"usher/steer/auth/penalty"
 	"usher/steer/handover"
 	"usher/steer/prelogin"
-	"usher/steer/prelogin/imap"
-	"usher/steer/prelogin/pop3"
+	"usher/steer/proxyheader"
+	"usher/steer/secure"
 	"usher/steer/upstream"
-	upimap "usher/steer/upstream/imap"
-	uppop3 "usher/steer/upstream/pop3"
 )
-
-// protocol is what the path needs to know of a mail protocol.
-type protocol struct {
-	dialogue func(net.Conn, prelogin.Config) prelogin.Dialogue
-	login    func(context.Context, net.Conn, upstream.Credentials, upstream.Limits) (upstream.Result, error)
-	busy     string // instead of a greeting
-}
-
-var protocols = map[string]protocol{
-	"imap": {imap.New, upimap.Login, "* BYE [UNAVAILABLE] Too many connections, try again later.\r\n"},
-	"pop3": {pop3.New, uppop3.Login, "-ERR [SYS/TEMP] Too many connections, try again later.\r\n"},
-}
 
 // routeTimeout bounds the wait for the end of a user's move, as Dovecot's director does.
 const routeTimeout = 60 * time.Second
@@ -42,17 +30,28 @@ func (s *Server) serve(ctx context.Context, l *listener, c *net.TCPConn) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	client := handover.TupleOf(c)
-	observed, why := s.observe(client)
+	why := s.observe(client)
 	x := s.add(l.Protocol, client, cancel)
 
-	w := &walk{Server: s, session: x, listener: l, client: c, from: client, unseen: why}
-	pair, err := w.login(ctx)
-	l.waiting.Add(-1)
+	w := &walk{Server: s, session: x, listener: l, client: c, from: client, peer: client.Remote, local: client.Local, unseen: why}
+	if l.protocol.login == nil {
+		err := w.lmtp(ctx)
+		l.leave(client.Remote.Addr())
+		s.left(x, endOf(ctx, err))
+		return
+	}
+	pair, err := w.begin(ctx)
+	l.leave(client.Remote.Addr())
 	if pair == nil {
-		if observed {
+		if w.unseen == handover.Spliced {
 			s.cfg.Kernel.Forget(client)
 		}
 		s.left(x, err)
+		return
+	}
+	if w.encrypted() {
+		err := secure.Relay(ctx, pair, w.clientConn(), w.backend.conn())
+		s.ended(x, ModeCopy, handover.TLS, pair.ToBackend.Load(), pair.ToClient.Load(), how(endOf(ctx, err)))
 		return
 	}
 	outcome := w.relay(ctx, pair)
@@ -63,19 +62,38 @@ func (s *Server) serve(ctx context.Context, l *listener, c *net.TCPConn) {
 		}
 		return
 	}
-	err = outcome.Err
+	s.ended(x, s.userMode, pair.Reason(), pair.ToBackend.Load(), pair.ToClient.Load(), how(endOf(ctx, outcome.Err)))
+}
+
+// endOf is why a session ended: somebody's wish before the error that it led to.
+func endOf(ctx context.Context, err error) error {
 	if cause := context.Cause(ctx); cause != nil {
-		err = cause
+		return cause
 	}
-	s.ended(x, s.userMode, pair.Reason(), pair.ToBackend.Load(), pair.ToClient.Load(), how(err))
+	return err
+}
+
+// begin is login, where TLS is possible on a stack of its own: a handshake needs a large one, which would stay with the
+// session for hours otherwise.
+func (w *walk) begin(ctx context.Context) (pair *handover.Pair, err error) {
+	if !w.listener.mayEncrypt() {
+		return w.login(ctx)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		pair, err = w.login(ctx)
+	}()
+	<-done
+	return pair, err
 }
 
 // observe begins to observe a client's connection. A flow that is there already
 // belongs to a session whose client has forgotten it: it made a new connection with
 // the same tuple, and the handshake is the proof.
-func (s *Server) observe(client handover.Tuple) (bool, handover.Reason) {
+func (s *Server) observe(client handover.Tuple) handover.Reason {
 	if s.cfg.Kernel == nil {
-		return false, handover.ModeOff
+		return handover.ModeOff
 	}
 	err := s.cfg.Kernel.Observe(client, 0)
 	if errors.Is(err, handover.ErrTaken) {
@@ -84,142 +102,123 @@ func (s *Server) observe(client handover.Tuple) (bool, handover.Reason) {
 	}
 	switch {
 	case err == nil:
-		return true, handover.Spliced
+		return handover.Spliced
 	case errors.Is(err, handover.ErrFull):
-		return false, handover.MapFull
+		return handover.MapFull
 	}
 	s.log.Error().Err(err).Stringer("client", client.Remote).Msg("connection is not observed")
-	return false, handover.KernelFailed
+	return handover.KernelFailed
 }
 
 // walk is a session on its way to the login.
 type walk struct {
 	*Server
-	session  *Session
-	listener *listener
-	client   *net.TCPConn
-	from     handover.Tuple
-	unseen   handover.Reason // why the client's connection cannot be handed over
-	backend  *upstream.Conn
-	bypassed bool
+	session     *Session
+	listener    *listener
+	client      *net.TCPConn
+	from        handover.Tuple
+	peer, local netip.AddrPort  // of the client, and the address that it meant: from, unless a trusted proxy named others
+	unseen      handover.Reason // why the client's connection cannot be handed over
+	secret      *secure.Conn    // the client's connection with TLS; nil: without
+	backend     *leg
+	private     bool // a trusted proxy has said that the client spoke TLS with it
+	bypassed    bool
+	attempts    int
+	entered     *penalty.Attempt // the present one; nil: there is none
+	exchanged   outcome          // of the last exchange that the driver took part in
 }
+
+func (w *walk) clientConn() net.Conn {
+	if w.secret != nil {
+		return w.secret
+	}
+	return w.client
+}
+
+// encrypted reports whether a leg is: then the kernel cannot carry the session.
+func (w *walk) encrypted() bool { return w.secret != nil || w.backend.secret != nil }
 
 // login talks with the client until one of its attempts succeeds. Without a pair the
 // connection is over; the error says why, io.EOF when the client left.
 func (w *walk) login(ctx context.Context) (*handover.Pair, error) {
-	dialogue := w.listener.protocol.dialogue(w.client, prelogin.Config{
-		Limits:           w.cfg.Limits,
-		DisablePlaintext: !w.listener.Plaintext && !w.trusted(),
-	})
+	if err := w.arrive(ctx); err != nil {
+		return nil, err
+	}
+	dialogue := w.listener.protocol.dialogue(w.clientConn(), w.dialogueConfig(ctx))
+	defer w.leave()
 	for {
 		w.set(w.session, Prelogin)
 		attempt, err := dialogue.Next(ctx)
 		if err != nil {
 			return nil, err
 		}
+		w.attempts++
 		user, result, err := w.attempt(ctx, attempt)
 		if err == nil {
+			w.entered.Accepted()
 			return w.pair(user, dialogue, result), nil
 		}
 		w.unroute(w.session)
 		if context.Cause(ctx) != nil {
 			return nil, context.Cause(ctx)
 		}
-		refusal := refusalOf(err)
-		w.Stats.refuse(refusal.Kind)
-		w.log.Info().Uint64("session", w.session.id).Str("user", attempt.User).Stringer("client", w.from.Remote).
-			Stringer("kind", refusal.Kind).Err(err).Msg("login refused")
-		if err := dialogue.Refuse(refusal); err != nil {
+		last, err := w.refuse(ctx, dialogue, attempt, err)
+		if err != nil {
 			return nil, err
 		}
+		if last {
+			return nil, prelogin.ErrAttempts
+		}
 	}
+}
+
+// arrive does what comes before the first word: the PROXY header, from those who have to send one, and TLS, where it is
+// implicit.
+func (w *walk) arrive(ctx context.Context) error {
+	proxied := within(w.listener.ProxyFrom, w.from.Remote.Addr())
+	if !proxied && w.listener.TLS != TLSImplicit {
+		return nil
+	}
+	return prelogin.Within(ctx, w.client, time.Now().Add(w.cfg.Limits.Patience()), func() error {
+		if proxied {
+			header, err := proxyheader.Read(w.client)
+			if err != nil {
+				w.Stats.ProxyFailed.Add(1)
+				return err
+			}
+			if header.Client.IsValid() {
+				w.peer, w.local, w.private = header.Client, header.Local, header.TLS
+				w.behind(w.session, w.peer)
+			}
+		}
+		if w.listener.TLS != TLSImplicit {
+			return nil
+		}
+		_, err := w.encrypt()
+		return err
+	})
+}
+
+func within(networks []netip.Prefix, a netip.Addr) bool {
+	return slices.ContainsFunc(networks, func(p netip.Prefix) bool { return p.Contains(a.Unmap()) })
+}
+
+func (w *walk) dialogueConfig(ctx context.Context) prelogin.Config {
+	cfg := prelogin.Config{
+		Limits: w.cfg.Limits, Name: w.cfg.Name, Mechanisms: w.cfg.Mechanisms, Certified: w.certified, Relays: w.relays(ctx),
+		DisablePlaintext: w.secret == nil && !w.private && !w.listener.Plaintext && !w.trusted(),
+	}
+	if w.listener.TLS == TLSStart {
+		cfg.StartTLS = w.encrypt
+	}
+	if learnt := w.listener.learnt.Load(); learnt != nil {
+		cfg.Capabilities = *learnt
+	}
+	return cfg
 }
 
 func (w *walk) trusted() bool {
-	from := w.from.Remote.Addr()
-	if from.IsLoopback() {
-		return true
-	}
-	for _, p := range w.cfg.Trusted {
-		if p.Contains(from) {
-			return true
-		}
-	}
-	return false
-}
-
-// attempt verifies one attempt: auth, route, upstream.
-func (w *walk) attempt(ctx context.Context, attempt prelogin.Login) (user string, _ upstream.Result, err error) {
-	w.set(w.session, Auth)
-	answer, err := w.cfg.Auth.Authenticate(ctx, auth.Request{
-		Protocol: w.listener.Protocol, Login: attempt,
-		Client: w.from.Remote, Local: w.from.Local,
-	})
-	if err != nil {
-		return "", upstream.Result{}, err
-	}
-
-	w.set(w.session, Route)
-	host := answer.Host
-	w.bypassed = host.IsValid()
-	if !w.bypassed {
-		rctx, cancel := context.WithTimeout(ctx, routeTimeout)
-		assigned, err := w.Router.Route(rctx, answer.User, answer.Tag)
-		cancel()
-		if err != nil {
-			return "", upstream.Result{}, fmt.Errorf("route user: %w", err)
-		}
-		host = assigned.Host.Addr
-		w.route(w.session, answer.User, assigned.Key, assigned.Epoch)
-	}
-
-	w.set(w.session, Upstream)
-	port := answer.Port
-	if port == 0 {
-		port = w.listener.BackendPort
-	}
-	strip, mss, err := handover.Options(w.client)
-	if err != nil {
-		return "", upstream.Result{}, err
-	}
-	backend, err := w.dialer.Dial(ctx, netip.AddrPortFrom(host, port), strip, mss)
-	if err != nil {
-		return "", upstream.Result{}, &unreachable{err}
-	}
-	result, err := w.listener.protocol.login(ctx, backend, answer.Upstream, upstream.Limits{})
-	if err != nil {
-		backend.Close()
-		if backend.NotObserved == handover.Spliced {
-			w.cfg.Kernel.Forget(backend.Tuple)
-		}
-		var rejected *upstream.Rejected
-		if answer.Upstream.MasterUser != "" && errors.As(err, &rejected) && rejected.Kind == prelogin.AuthFailed {
-			// The user's password was right: it is ours that the backend does not take.
-			err = fmt.Errorf("master user at backend %v: %s: %w", host, rejected, auth.ErrTemporary)
-		}
-		return "", upstream.Result{}, err
-	}
-	w.backend = backend
-	return answer.User, result, nil
-}
-
-// unreachable is a backend that did not accept the connection.
-type unreachable struct{ error }
-
-func (e *unreachable) Unwrap() error { return e.error }
-
-// refusalOf finds the words for an attempt that failed.
-func refusalOf(err error) prelogin.Refusal {
-	var rejected *upstream.Rejected
-	var down *unreachable
-	switch {
-	case errors.As(err, &rejected):
-		return prelogin.Refusal{Kind: rejected.Kind, Raw: rejected.Raw}
-	case errors.As(err, &down), errors.Is(err, director.ErrNoHosts), errors.Is(err, context.DeadlineExceeded),
-		errors.Is(err, upstream.ErrBye), errors.Is(err, upstream.ErrGreeting):
-		return prelogin.Refusal{Kind: prelogin.Unavailable}
-	}
-	return prelogin.Refusal{Kind: auth.Kind(err)}
+	return w.peer.Addr().IsLoopback() || within(w.cfg.Trusted, w.peer.Addr())
 }
 
 // pair tells the director of the session, and makes what the handover package runs.
@@ -233,6 +232,8 @@ func (w *walk) pair(user string, dialogue prelogin.Dialogue, result upstream.Res
 		},
 	}
 	switch {
+	case w.encrypted():
+		p.Stay(handover.TLS)
 	case w.unseen != handover.Spliced:
 		p.Stays = w.unseen
 	case w.bypassed:
@@ -260,7 +261,7 @@ func (w *walk) relay(ctx context.Context, p *handover.Pair) handover.Outcome {
 func (s *Server) left(x *Session, err error) {
 	s.end(x)
 	if err != nil && !errors.Is(err, io.EOF) {
-		s.log.Debug().Uint64("session", x.id).Stringer("client", x.client.Tuple().Remote).Err(err).Msg("connection ended before login")
+		s.log.Debug().Uint64("session", x.id).Stringer("client", x.who()).Err(err).Msg("connection ended before login")
 	}
 }
 
@@ -272,7 +273,7 @@ func (s *Server) ended(x *Session, mode Mode, reason handover.Reason, toBackend,
 	}
 	s.Stats.end(End{mode, reason})
 	s.log.Info().Uint64("session", x.id).Str("user", x.user).Str("protocol", x.protocol).
-		Stringer("client", x.client.Tuple().Remote).Stringer("backend", x.backend.Tuple().Remote).Str("mode", string(mode)).
+		Stringer("client", x.who()).Stringer("backend", x.backend.Tuple().Remote).Str("mode", string(mode)).
 		Str("reason", string(reason)).Uint64("bytes_in", toBackend).Uint64("bytes_out", toClient).
 		Dur("duration", time.Since(time.Unix(0, x.since)).Round(time.Millisecond)).Str("end", how).Msg("session ended")
 	if tell {
@@ -290,6 +291,8 @@ func how(err error) string {
 		return s.how
 	case errors.Is(err, errShutdown):
 		return "shutdown"
+	case errors.Is(err, unix.ECONNRESET), errors.Is(err, unix.EPIPE):
+		return "reset"
 	}
 	return err.Error()
 }

@@ -21,7 +21,7 @@ func TestEndRightAfterHandOver(t *testing.T) {
 	s.Table = newTable(ModeTC, ModeSplice)
 	d := director.New(director.Config{})
 	d.Step(time.Now(), director.HostPut{Host: director.Host{Addr: netip.MustParseAddr("192.0.2.3"), Weight: 100}})
-	s.Router = route.New(d, route.Forgetful{}, s.stop, zerolog.Nop())
+	s.Router = route.New(route.Config{Director: d, Store: route.Forgetful{}, Stop: s.stop, Log: zerolog.Nop()})
 
 	_, cancel := context.WithCancelCause(t.Context())
 	defer cancel(nil)

@@ -10,12 +10,14 @@ import (
 
 // Stats counts since the start of the process.
 type Stats struct {
-	Accepted atomic.Uint64 // connections
-	TooMany  atomic.Uint64 // connections refused by max_connections
-	Logins   atomic.Uint64 // sessions that were logged in at a backend
-	HandOver atomic.Uint64 // sessions that the kernel took over
-	Undone   atomic.Uint64 // hand-overs that were undone
-	Adopted  atomic.Uint64 // sessions found in the kernel at the start
+	Accepted    atomic.Uint64 // connections
+	TLSFailed   atomic.Uint64 // handshakes with clients that failed
+	ProxyFailed atomic.Uint64 // connections without the PROXY header that they had to have
+	TooMany     atomic.Uint64 // connections refused by max_connections
+	Logins      atomic.Uint64 // sessions that were logged in at a backend
+	HandOver    atomic.Uint64 // sessions that the kernel took over
+	Undone      atomic.Uint64 // hand-overs that were undone
+	Adopted     atomic.Uint64 // sessions found in the kernel at the start
 
 	mu      sync.Mutex
 	refused map[prelogin.Kind]uint64

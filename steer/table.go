@@ -3,7 +3,9 @@ package steer
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -24,10 +26,11 @@ type Session struct {
 	over    bool // not in the table any more
 	epoch   uint32
 	backend handover.Key
-	key     director.Key // of its entry; zero before the route is known and when the director was bypassed
-	user    string       // as it was routed
-	next    *Session     // under the same key
-	live    *live        // nil once the kernel carries it
+	key     director.Key    // of its entry; zero before the route is known and when the director was bypassed
+	user    string          // as it was routed
+	origin  *netip.AddrPort // the client itself, where a proxy has named it; nil: client
+	next    *Session        // under the same key
+	live    *live           // nil once the kernel carries it
 }
 
 // live is what a session has while user space does its work.
@@ -37,11 +40,33 @@ type live struct {
 	stop   error // why it must end, once somebody wants that
 }
 
+// copied reports whether the session is one that is always copied.
+func (l *live) copied() bool { return l.pair != nil && l.pair.Reason() == handover.TLS }
+
+// name identifies the session in the logs of other servers: no two have the same one.
+func (s *Session) name() string { return fmt.Sprintf("%x-%d", s.since, s.id) }
+
+// who is the client.
+func (s *Session) who() netip.AddrPort {
+	if s.origin != nil {
+		return *s.origin
+	}
+	return s.client.Tuple().Remote
+}
+
+// behind notes the client that a proxy has named.
+func (t *Table) behind(s *Session, origin netip.AddrPort) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	s.origin = &origin
+}
+
 // SessionInfo describes a session to people.
 type SessionInfo struct {
 	ID              uint64
 	Protocol        string
 	Client, Backend handover.Tuple
+	Origin          netip.AddrPort // the client itself: Client.Remote, unless a trusted proxy has named it
 	User            string
 	Key             director.Key
 	State           State
@@ -68,6 +93,7 @@ type Table struct {
 	byClient map[handover.Key]*Session
 	byKey    map[director.Key]*Session // the first of those whose route is known
 	counts   [Forwarded + 1]int        // by state
+	copied   int                       // of those that are Relayed: by copying, whatever userMode is
 }
 
 func newTable(kernelMode, userMode Mode) *Table {
@@ -166,6 +192,9 @@ func (t *Table) relayed(s *Session, user string, pair *handover.Pair) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	s.user, s.live.pair, s.backend = user, pair, pair.BackendTuple.Key()
+	if s.live.copied() {
+		t.copied++
+	}
 	t.setLocked(s, Relayed)
 }
 
@@ -197,6 +226,9 @@ func (t *Table) end(s *Session) (ev director.SessionEnd, tell, ok bool) {
 		delete(t.byClient, s.client)
 	}
 	t.counts[s.state]--
+	if s.state == Relayed && s.live.copied() {
+		t.copied--
+	}
 	ev = director.SessionEnd{Key: s.key, User: s.user, Epoch: s.epoch}
 	tell = s.state >= Relayed && s.key != director.Key{}
 	t.unrouteLocked(s)
@@ -243,7 +275,7 @@ func (t *Table) stop(stop director.Stop) (inKernel []handover.Tuple) {
 
 func (t *Table) info(s *Session) SessionInfo {
 	i := SessionInfo{
-		ID: s.id, Protocol: s.protocol, Client: s.client.Tuple(), Backend: s.backend.Tuple(), User: s.user, Key: s.key,
+		ID: s.id, Protocol: s.protocol, Client: s.client.Tuple(), Origin: s.who(), Backend: s.backend.Tuple(), User: s.user, Key: s.key,
 		State: s.state, Mode: t.mode(s), Since: time.Unix(0, s.since),
 	}
 	if s.live != nil && s.live.pair != nil {
@@ -258,6 +290,9 @@ func (t *Table) mode(s *Session) Mode {
 	case Forwarded:
 		return t.kernelMode
 	case Relayed:
+		if s.live.copied() {
+			return ModeCopy
+		}
 		return t.userMode
 	}
 	return ""
@@ -293,7 +328,10 @@ func (t *Table) Counts() Counts {
 	defer t.mu.Unlock()
 	c := Counts{ByMode: map[Mode]int{}, Total: len(t.byClient)}
 	c.ByMode[t.kernelMode] += t.counts[Forwarded]
-	c.ByMode[t.userMode] += t.counts[Relayed]
+	c.ByMode[t.userMode] += t.counts[Relayed] - t.copied
+	if t.copied > 0 {
+		c.ByMode[ModeCopy] += t.copied
+	}
 	delete(c.ByMode, "")
 	c.Prelogin = c.Total - t.counts[Forwarded] - t.counts[Relayed]
 	return c

@@ -13,11 +13,13 @@ if [ "$(id -u)" != 0 ]; then
     exit 1
 fi
 
-# clang, llvm and libbpf-dev are only for `make generate`; the real Dovecot is a backend in one of the tests.
+# clang, llvm and libbpf-dev are only for `make generate`; the real Dovecot is a backend in some of the tests, and the last
+# line are clients that nobody here wrote.
 packages=(
     make gcc libc6-dev git curl ca-certificates
     clang-19 llvm-19 libbpf-dev
-    dovecot-imapd dovecot-pop3d
+    dovecot-imapd dovecot-pop3d dovecot-lmtpd dovecot-managesieved dovecot-submissiond
+    python3 isync swaks sieve-connect libio-socket-ssl-perl libauthen-sasl-perl libnet-ssleay-perl
 )
 missing=()
 for p in "${packages[@]}"; do

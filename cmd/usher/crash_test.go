@@ -111,7 +111,7 @@ func TestCrash(t *testing.T) {
 	if err := <-traffic; err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Admin.Move(t.Context(), name(0), to.String()); err != nil {
+	if _, err := s.Admin.UserMove(t.Context(), name(0), to.String(), true); err != nil {
 		t.Fatal(err)
 	}
 	if err := client.Each(sessions, func(i int, x *client.Session) error {

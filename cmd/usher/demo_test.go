@@ -229,7 +229,7 @@ func TestDemoUnprivileged(t *testing.T) {
 	out := d.wait(0)
 	inOrder(t, out, "loopback interface", "mode splice", "loopback: ", "not permitted", "mode splice: ", "not permitted",
 		"✓ log in", "✓ carry", "all 120 sessions in mode splice", "✓ move", "✓ kick",
-		"✓ kill -9", "all 120 sessions ended with it", "✓ restart", "same hosts as before, but the move of user007 is forgotten",
+		"✓ kill -9", "all 120 sessions ended with it", "✓ restart", "same hosts as before, also user007, who was moved",
 		"✓ weight 0", "✓ host down", "✓ stop", "✓ clean up", "0 errors", "Everything that was shown was right.")
 }
 

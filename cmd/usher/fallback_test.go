@@ -296,7 +296,7 @@ func userSpaceMove(t *testing.T, s *site.Site) {
 	other := login(t, s, 2, func(int) client.Config { return s.Client("unmoved") })
 	from := user(t, s, "moved").Host
 	to := s.Hosts[(slices.Index(s.Hosts, from)+1)%len(s.Hosts)]
-	if err := s.Admin.Move(t.Context(), "moved", to.String()); err != nil {
+	if _, err := s.Admin.UserMove(t.Context(), "moved", to.String(), true); err != nil {
 		t.Fatal(err)
 	}
 	if err := client.Each(sessions, func(_ int, x *client.Session) error { return awaitReset(x) }).Err(); err != nil {
@@ -322,7 +322,7 @@ func userSpaceMove(t *testing.T, s *site.Site) {
 
 func userSpaceKick(t *testing.T, s *site.Site) {
 	sessions := login(t, s, 5, func(i int) client.Config { return s.Client([]string{"kicked", "unkicked"}[i%2]) })
-	if err := s.Admin.Kick(t.Context(), "kicked"); err != nil {
+	if _, err := s.Admin.UserKick(t.Context(), "kicked"); err != nil {
 		t.Fatal(err)
 	}
 	if err := client.Each(sessions, func(i int, x *client.Session) error {

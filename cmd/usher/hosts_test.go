@@ -1,7 +1,10 @@
 package main
 
 import (
+	"net/netip"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
 
 	"usher/cmd/internal/admin"
 	"usher/cmd/internal/site"
@@ -12,11 +15,10 @@ import (
 func TestHostOrdersSurvive(t *testing.T) {
 	s := newSite(t, site.Options{})
 	start(t, s)
-	down, seven := false, 7
-	if err := s.Admin.HostSet(t.Context(), s.Hosts[0].String(), nil, &down); err != nil {
+	if _, err := s.Admin.HostUp(t.Context(), s.Hosts[0].String(), false, false); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Admin.HostSet(t.Context(), s.Hosts[1].String(), &seven, nil); err != nil {
+	if _, err := s.Admin.HostUpdate(t.Context(), s.Hosts[1].String(), 7, false); err != nil {
 		t.Fatal(err)
 	}
 	want := status(t, s).Hosts
@@ -30,20 +32,21 @@ func TestHostOrdersSurvive(t *testing.T) {
 	check := func(want []admin.HostStatus) {
 		t.Helper()
 		for i, h := range status(t, s).Hosts {
-			if h != want[i] {
-				t.Errorf("host %d is %+v, want %+v", i, h, want[i])
+			if diff := cmp.Diff(want[i], h, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
+				t.Errorf("host %d (-want +got):\n%s", i, diff)
 			}
 		}
 	}
 	check(want)
-	up := true
-	if err := s.Admin.HostSet(t.Context(), s.Hosts[0].String(), nil, &up); err != nil {
+	if _, err := s.Admin.HostUp(t.Context(), s.Hosts[0].String(), true, false); err != nil {
 		t.Fatal(err)
+	}
+	if want = status(t, s).Hosts; !want[0].Up || !want[0].OperatorUp {
+		t.Fatalf("after the order: %+v", want[0])
 	}
 	if err := s.Stop(); err != nil {
 		t.Fatal(err)
 	}
 	start(t, s)
-	want[0].Up = true
 	check(want)
 }

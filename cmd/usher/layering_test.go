@@ -28,12 +28,24 @@ type rule struct {
 	why     string
 }
 
+// ringSockets is the one package below director that touches the world.
+const ringSockets = "director/ring/peer"
+
 // rules are the rooms of the house and their doors. (That director is pure within the
 // standard library, too, is checked in its own tests.)
 var rules = []rule{
 	{
-		who: []string{"director/**"}, imports: []string{"usher/director/**"}, std: true,
+		who: []string{"director/**"}, except: []string{ringSockets}, imports: []string{"usher/director/**"}, std: true,
 		why: "director decides and does nothing else: it can be tested and simulated without a world",
+	},
+	{
+		who: []string{"director/**"}, except: []string{ringSockets},
+		imports: []string{"net", "net/http/**", "crypto/tls", "os/**", "syscall", "usher/" + ringSockets},
+		why:     "only the sockets of the ring reach the world, and they are driven from outside",
+	},
+	{
+		who: []string{ringSockets}, imports: []string{"usher/director/**", "github.com/rs/zerolog"}, std: true,
+		why: "the sockets of the ring know the ring's boundary, and nothing else of the project",
 	},
 	{
 		who:     []string{"steer/**"},
@@ -193,6 +205,18 @@ func TestRules(t *testing.T) {
 		{"director", false, "usher/steer/route", false},
 		{"director", true, "pgregory.net/rapid", true},
 		{"directory", false, "github.com/rs/zerolog", true},
+		{"director/ring", false, "usher/director", true},
+		{"director/ring", false, "net/netip", true},
+		{"director/ring", false, "net", false},
+		{"director/ring", false, "os", false},
+		{"director/ring", false, "github.com/rs/zerolog", false},
+		{"director/ring", false, "usher/director/ring/peer", false},
+		{"director/ring", true, "usher/director/ring/peer", true},
+		{"director/ring/peer", false, "net", true},
+		{"director/ring/peer", false, "crypto/tls", true},
+		{"director/ring/peer", false, "github.com/rs/zerolog", true},
+		{"director/ring/peer", false, "usher/director/ring", true},
+		{"director/ring/peer", false, "usher/steer/route", false},
 		{"steer/handover", false, "github.com/cilium/ebpf", false},
 		{"steer/handover", false, "github.com/cilium/ebpf/link", false},
 		{"steer", false, "usher/loader", false},

@@ -185,7 +185,7 @@ func TestMove(t *testing.T) {
 	from := user(t, s, "anna").Host
 	to := s.Hosts[(slices.Index(s.Hosts, from)+1)%len(s.Hosts)]
 	begin := time.Now()
-	if err := s.Admin.Move(t.Context(), "anna", to.String()); err != nil {
+	if _, err := s.Admin.UserMove(t.Context(), "anna", to.String(), true); err != nil {
 		t.Fatal(err)
 	}
 	// All of them were idle: the RST comes at once, not at the next packet.
@@ -223,7 +223,7 @@ func TestKick(t *testing.T) {
 	anna := login(t, s, 3, func(int) client.Config { return s.Client("anna") })
 	bert := login(t, s, 3, func(int) client.Config { return s.Client("bert") })
 	allForwarded(t, s, 6)
-	if err := s.Admin.Kick(t.Context(), "anna"); err != nil {
+	if _, err := s.Admin.UserKick(t.Context(), "anna"); err != nil {
 		t.Fatal(err)
 	}
 	for _, x := range anna {
@@ -236,7 +236,7 @@ func TestKick(t *testing.T) {
 		t.Errorf("another user after the kick: %v", err)
 	}
 	again := login(t, s, 1, func(int) client.Config { return s.Client("Anna") }) // the same user, by the hash
-	if err := s.Admin.Kick(t.Context(), "anna"); err != nil {
+	if _, err := s.Admin.UserKick(t.Context(), "anna"); err != nil {
 		t.Fatal(err)
 	}
 	again[0].Conn().SetReadDeadline(time.Now().Add(5 * time.Second))

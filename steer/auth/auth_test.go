@@ -27,12 +27,13 @@ const (
 	hashBlowfish = "{BLF-CRYPT}$2y$05$eBKMK6Lqlm/9QGiZxHLiOuDk73sHqj14rvyWEIkw3.GglqqCsSCOy"
 	hashArgon2id = "{ARGON2ID}$argon2id$v=19$m=65536,t=3,p=1$/5vYhRNd5Jf6EWtlxQUVkQ$+jFdBSik3J0UwLUcxtGnEdRqtZRA3frMzABYuzUSPKI"
 	hashArgon2i  = "{ARGON2I}$argon2i$v=19$m=32768,t=4,p=1$9NR9sD8rnHYRilFarlMqLA$MdskqdNJk5udtYtDnGYa9CGlW2VICD6fSvjlh2Gsonk"
+	hashPBKDF2   = "{PBKDF2}$1$LbtVwU.hh8F.nvuB$5000$5eee27a51389417c3ce63de6e4709c242a4487aa"
 	hashCrypt    = "{CRYPT}$2y$05$OEeBpF8hFpRjQ83zZlsnx.jUg4ntc/2Obu9jW5ydSRKVnmXUbOmIS"
 )
 
 func TestSchemes(t *testing.T) {
 	bare := strings.TrimPrefix(hashSHA512, "{SHA512-CRYPT}")
-	for _, field := range []string{hashSHA512, hashSHA256, hashBlowfish, hashArgon2id, hashArgon2i, hashCrypt, bare, "{PLAIN}secret", "{plain}secret"} {
+	for _, field := range []string{hashSHA512, hashSHA256, hashBlowfish, hashArgon2id, hashArgon2i, hashPBKDF2, hashCrypt, bare, "{PLAIN}secret", "{plain}secret"} {
 		v, err := parsePassword(field)
 		if err != nil {
 			t.Errorf("%.20s: %v", field, err)
@@ -42,13 +43,19 @@ func TestSchemes(t *testing.T) {
 			t.Errorf("%.20s matches what it should not, or not what it should", field)
 		}
 	}
-	for _, locked := range []string{"", "!", "*", "!" + bare, "{CRYPT}", "{CRYPT}!", "{SHA512-CRYPT}*LK*"} {
+	for _, locked := range []string{"", "!", "*", "!" + bare, "{CRYPT}", "{CRYPT}!", "{SHA512-CRYPT}*LK*", "{PBKDF2}"} {
 		if v, err := parsePassword(locked); v != nil || err != nil {
 			t.Errorf("%.20s: got %v, %v, want a locked account", locked, v, err)
 		}
 	}
 	for _, tt := range []struct{ field, want string }{
 		{"secret", "has {PLAIN} in front"},
+		{"{PBKDF2}x", "not a password hash"},
+		{"{PBKDF2}$2$salt$5000$00", "not a password hash"},
+		{strings.Replace(hashPBKDF2, "5000", "2000001", 1), "rounds"},
+		{strings.Replace(hashPBKDF2, "5000", "0", 1), "rounds"},
+		{hashPBKDF2[:len(hashPBKDF2)-2], "20 bytes"},
+		{hashPBKDF2 + "zz", "20 bytes"},
 		{"{SSHA}x", "scheme {SSHA} is not supported"},
 		{"{PLAIN", "without }"},
 		{"{SHA512-CRYPT}" + strings.TrimPrefix(hashBlowfish, "{BLF-CRYPT}"), "not a password hash"},
@@ -96,6 +103,8 @@ func save(t *testing.T, path string, lines ...string) {
 	}
 }
 
+var compareAddr = cmp.Comparer(func(a, b netip.Addr) bool { return a == b })
+
 func request(user, password string) Request {
 	return Request{Protocol: "imap", Login: prelogin.Login{User: user, Password: password, Tag: "a"}}
 }
@@ -120,6 +129,15 @@ func TestPasswdFile(t *testing.T) {
 		{name: "another name", line: "fred:{PLAIN}x::::::user=fred@example.org", want: Answer{User: "fred@example.org", Upstream: own("fred@example.org", "x")}},
 		{name: "another name at the backend", line: "fred:{PLAIN}x::::::destuser=f user=g pass=y", want: Answer{User: "f", Upstream: own("f", "y")}},
 		{name: "master", line: "fred:{PLAIN}x", master: master, want: Answer{User: "fred", Upstream: upstream.Credentials{User: "fred", Password: "x", Tag: "a", MasterUser: "boss", MasterPassword: "m", Separator: "*"}}},
+		{name: "maybe means proxy", line: "fred:{PLAIN}x::::::director_proxy_maybe=y proxy_maybe", want: Answer{User: "fred", Upstream: own("fred", "x")}},
+		{name: "own master", line: "fred:{PLAIN}x::::::master=admin pass=y", want: Answer{User: "fred", Upstream: upstream.Credentials{User: "fred", Password: "y", Tag: "a", MasterUser: "admin", MasterPassword: "y"}}},
+		{name: "own master before the site's", line: "fred:{PLAIN}x::::::master=admin pass=y", master: master, want: Answer{User: "fred", Upstream: upstream.Credentials{User: "fred", Password: "y", Tag: "a", MasterUser: "admin", MasterPassword: "y", Separator: "*"}}},
+		{name: "the site's master by name", line: "fred:{PLAIN}x::::::master=boss destuser=f", master: master, want: Answer{User: "f", Upstream: upstream.Credentials{User: "f", Password: "x", Tag: "a", MasterUser: "boss", MasterPassword: "m", Separator: "*"}}},
+		{name: "towards the backend", line: "fred:{PLAIN}x::::::host=mail1.example.org hostip=10.2.0.11 ssl=any-cert proxy_timeout=500ms proxy_not_trusted user_uid=7 forward_a=b", want: Answer{
+			User: "fred", Upstream: own("fred", "x"), Host: netip.MustParseAddr("10.2.0.11"), HostName: "mail1.example.org",
+			TLS: BackendTLS{Mode: "implicit", AnyCert: true}, Timeout: 500 * time.Millisecond, NotTrusted: true,
+			Alt: map[string]string{"uid": "7"}, Forward: map[string]string{"a": "b"},
+		}},
 		{name: "own authzid", line: "fred:{PLAIN}x", authz: "fred", want: Answer{User: "fred", Upstream: own("fred", "x")}},
 
 		{name: "wrong password", line: "fred:{PLAIN}y", err: ErrCredentials},
@@ -128,11 +146,15 @@ func TestPasswdFile(t *testing.T) {
 		{name: "locked", line: "fred::::::: \nanna:{PLAIN}x", err: ErrCredentials},
 		{name: "nologin", line: "fred:{PLAIN}x::::::nologin", err: ErrDisabled},
 		{name: "nologin and wrong password", line: "fred:{PLAIN}y::::::nologin", err: ErrCredentials},
+		{name: "for another by separator", line: "fred:{PLAIN}x\nanna:{PLAIN}x", user: "fred*anna", master: master, err: ErrCredentials},
+		{name: "separator and nobody", line: "fred:{PLAIN}x", user: "fred*", master: master, err: ErrCredentials},
+		{name: "the proxy itself", line: "fred:{PLAIN}x::::::host=10.1.0.1", err: ErrTemporary},
 		{name: "for another", line: "fred:{PLAIN}x\nanna:{PLAIN}x", authz: "anna", err: ErrCredentials},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			p, _, _ := open(t, tt.master, tt.line)
 			r := request("fred", "x")
+			r.Local = netip.MustParseAddrPort("10.1.0.1:143")
 			if tt.user != "" {
 				r.Login.User = tt.user
 			}
@@ -142,7 +164,7 @@ func TestPasswdFile(t *testing.T) {
 				t.Fatalf("got %v, want %v", err, tt.err)
 			}
 			tt.want.Verified = tt.err == nil
-			if diff := cmp.Diff(tt.want, got, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
+			if diff := cmp.Diff(tt.want, got, compareAddr); diff != "" {
 				t.Errorf("answer (-want +got):\n%s", diff)
 			}
 		})
@@ -158,7 +180,16 @@ func TestPasswdFileFaults(t *testing.T) {
 		{"control character", "fred:{PLAIN}x\x01", "control character"},
 		{"twice", "fred:{PLAIN}x\n\nFred:{PLAIN}y", `:3: user "Fred": the user was in an earlier line`},
 		{"clear text", "fred:topsecret", "{PLAIN} in front"},
-		{"master field", "fred:{PLAIN}x::::::master=boss", "extra field master is not built yet"},
+		{"master without password", "fred:{PLAIN}x::::::master=boss", "extra field master without pass"},
+		{"hostip alone", "fred:{PLAIN}x::::::hostip=10.2.0.11", "extra field hostip without host"},
+		{"address of nobody", "fred:{PLAIN}x::::::host=0.0.0.0", "extra field host=0.0.0.0"},
+		{"ssl=no", "fred:{PLAIN}x::::::ssl=no", "only yes and any-cert"},
+		{"ssl and starttls", "fred:{PLAIN}x::::::ssl=yes starttls=yes", "both ssl and starttls"},
+		{"proxy_timeout", "fred:{PLAIN}x::::::proxy_timeout=1day", "no time"},
+		{"no timeout", "fred:{PLAIN}x::::::proxy_timeout=0", "not from 1ms"},
+		{"director_proxy_maybe=n", "fred:{PLAIN}x::::::director_proxy_maybe=n", "only y is a value"},
+		{"unknown proxy field", "fred:{PLAIN}x::::::source_ip=10.0.0.1", "extra field source_ip is not built yet"},
+		{"empty pass", "fred:{PLAIN}x::::::pass=", "extra field pass: no value"},
 		{"unknown field", "fred:{PLAIN}x::::::allow_nets=10.0.0.0/8", "extra field allow_nets is not built yet"},
 		{"field twice", "fred:{PLAIN}x::::::port=1 port=2", "extra field port twice"},
 		{"host name", "fred:{PLAIN}x::::::host=mail1", "extra field host=mail1"},
@@ -244,7 +275,7 @@ func (c *counter) Match(string) bool { c.calls++; return false }
 
 // Nobody can tell by the time whether a user exists or is locked: a hash is computed each time.
 func TestPasswdFileConstantWork(t *testing.T) {
-	p, _, _ := open(t, Master{}, "plain:{PLAIN}x", "locked:!", "fred:"+hashBlowfish, "anna:"+hashSHA512)
+	p, _, _ := open(t, Master{}, "plain:{PLAIN}x", "locked:!", "fred:"+hashBlowfish, "anna:"+hashSHA512, "pia:"+hashPBKDF2)
 	table := p.users.Load()
 	if _, cheap := table.decoy.(plain); cheap || table.decoy == nil {
 		t.Fatalf("decoy %T, want a hash", table.decoy)
@@ -267,8 +298,8 @@ func TestStatic(t *testing.T) {
 	r.Login.Authzid = "fred"
 	got, err := Static{NoPassword: true, Host: host}.Authenticate(t.Context(), r)
 	want := Answer{User: "fred", Host: host, Upstream: upstream.Credentials{User: "boss", Password: "x", Authzid: "fred", Tag: "a"}}
-	if err != nil || got != want {
-		t.Errorf("got %+v, %v", got, err)
+	if diff := cmp.Diff(want, got, compareAddr); err != nil || diff != "" {
+		t.Errorf("%v, answer (-want +got):\n%s", err, diff)
 	}
 	if got, err := (Static{NoPassword: true}).Authenticate(t.Context(), request("anna", "x")); err != nil || got.User != "anna" || got.Verified {
 		t.Errorf("got %+v, %v", got, err)
@@ -292,26 +323,30 @@ func TestKind(t *testing.T) {
 }
 
 // costly finds the hashes that are allowed and would slow down fuzzing.
-var costly = regexp.MustCompile(`rounds=\d{5}|\$2.\$(0[6-9]|1)|m=\d{4}|t=\d{2}`)
+var costly = regexp.MustCompile(`rounds=\d{5}|PBKDF2|\$2.\$(0[6-9]|1)|m=\d{4}|t=\d{2}`)
 
 // A line either has a fault or gives a user that can be routed and sent to a backend.
 func FuzzLine(f *testing.F) {
 	for _, line := range []string{
 		"fred:{PLAIN}x", "fred:" + hashSHA256, "fred:" + hashBlowfish, "fred:" + hashArgon2i, "fred::1:2:g:h:s:nologin host=::1 port=1 pass=x destuser=f user=g",
-		"fred:$6$rounds=1000$a$b", "fred:$5$$b", "a:$argon2id$v=19$m=8,t=1,p=1$$", ":", "a:{", "a:{PLAIN}::::::proxy=n",
+		"fred:{PLAIN}x::::::host=a hostip=[::1] ssl=yes proxy_timeout=1min master=m pass=p user_a=b forward_c=d proxy_maybe",
+		"fred:" + hashPBKDF2, "fred:$6$rounds=1000$a$b", "fred:$5$$b", "a:$argon2id$v=19$m=8,t=1,p=1$$", ":", "a:{", "a:{PLAIN}::::::proxy=n",
 	} {
 		f.Add(line, "secret")
 	}
 	f.Fuzz(func(t *testing.T, line, password string) {
-		name, e, err := parseLine(line)
+		name, e, err := parseLine(line, "")
 		if err != nil {
 			return
 		}
-		if name == "" || e.user == "" {
+		answer, err := e.fields.Answer(request(name, "x"), Master{}, e.name)
+		switch {
+		case err != nil && !errors.Is(err, ErrDisabled):
+			t.Errorf("%q was taken, but: %v", line, err)
+		case err == nil && (name == "" || answer.User == ""):
 			t.Errorf("no user in %q", line)
-		}
-		if err := (upstream.Credentials{User: e.user, Password: e.upstream}).Check(); err != nil {
-			t.Errorf("%q: %v", line, err)
+		case err == nil && answer.Upstream.Check() != nil:
+			t.Errorf("%q: %v", line, answer.Upstream.Check())
 		}
 		if e.password != nil && len(password) < 64 && !costly.MatchString(line) {
 			e.password.Match(password) // must not panic, whatever the salt and key are

@@ -14,8 +14,6 @@ import (
 	"sync/atomic"
 
 	"github.com/rs/zerolog"
-
-	"usher/steer/upstream"
 )
 
 // maxFaults is how many faulty lines one error names.
@@ -43,7 +41,7 @@ type userTable struct {
 // OpenPasswdFile reads the file. All faulty lines are reported, up to ten: number, user, and what is wrong.
 func OpenPasswdFile(path string, master Master, log zerolog.Logger) (*PasswdFile, error) {
 	p := &PasswdFile{path: path, master: master, log: log, hashing: make(chan struct{}, runtime.GOMAXPROCS(0))}
-	table, info, err := readUsers(path)
+	table, info, err := readUsers(path, master.User)
 	if err != nil {
 		return nil, err
 	}
@@ -54,43 +52,43 @@ func OpenPasswdFile(path string, master Master, log zerolog.Logger) (*PasswdFile
 
 // Authenticate implements Driver.
 func (p *PasswdFile) Authenticate(ctx context.Context, r Request) (Answer, error) {
-	if r.Login.Authzid != "" && r.Login.Authzid != r.Login.User {
+	name, by, err := Identify(r.Login, p.master.Separator)
+	if err != nil {
+		return Answer{}, err
+	}
+	if by != "" {
 		return Answer{}, fmt.Errorf("%w: a login for another user, and the passwd-file has no master users", ErrCredentials)
 	}
 	table := p.current()
-	e, known := table.users[strings.ToLower(r.Login.User)]
+	e, known := table.users[strings.ToLower(name)]
 	verify := e.password
 	if verify == nil {
 		verify = table.decoy
 	}
-	matches, err := p.matches(ctx, verify, r.Login.Password)
+	matches := r.Certified()
+	if !matches {
+		if matches, err = p.matches(ctx, verify, r.Login.Password); err != nil {
+			return Answer{}, err
+		}
+	}
 	switch {
-	case err != nil:
-		return Answer{}, err
 	case !known:
 		return Answer{}, fmt.Errorf("%w: unknown user", ErrCredentials)
 	case e.password == nil:
 		return Answer{}, fmt.Errorf("%w: no password is set", ErrCredentials)
 	case !matches:
 		return Answer{}, fmt.Errorf("%w: password mismatch", ErrCredentials)
-	case e.nologin:
-		return Answer{}, fmt.Errorf("%w: nologin", ErrDisabled)
 	}
-	return Answer{
-		User:     e.user,
-		Verified: true,
-		Tag:      e.tag,
-		Host:     e.host,
-		Port:     e.port,
-		Upstream: upstream.Credentials{
-			User:           e.user,
-			Password:       cmp.Or(e.upstream, r.Login.Password),
-			Tag:            r.Login.Tag,
-			MasterUser:     p.master.User,
-			MasterPassword: p.master.Password,
-			Separator:      p.master.Separator,
-		},
-	}, nil
+	return e.fields.Answer(r, p.master, e.name)
+}
+
+// Find implements Finder. A locked account gets its mail: it is the password that is locked.
+func (p *PasswdFile) Find(_ context.Context, r Request) (Answer, error) {
+	e, known := p.current().users[strings.ToLower(r.Login.User)]
+	if !known {
+		return Answer{}, ErrUnknown
+	}
+	return e.fields.Found(r, e.name)
 }
 
 // matches does the costly part, in its turn.
@@ -117,7 +115,7 @@ func (p *PasswdFile) current() *userTable {
 	if err == nil && sameFile(info, p.seen) || err != nil && p.seen == nil {
 		return p.users.Load()
 	}
-	table, info, err := readUsers(p.path)
+	table, info, err := readUsers(p.path, p.master.User)
 	p.seen = info // so that a fault is logged once; nil while there is no file
 	if err != nil {
 		p.log.Error().Err(err).Str("file", p.path).Msg("the changed passwd-file is not used; the users from before stay")
@@ -134,7 +132,7 @@ func sameFile(a, b os.FileInfo) bool {
 }
 
 // readUsers reads the whole file. The FileInfo is of the file as it was opened, and nil when it could not be.
-func readUsers(path string) (*userTable, os.FileInfo, error) {
+func readUsers(path, master string) (*userTable, os.FileInfo, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, nil, fmt.Errorf("open the passwd-file: %w", err)
@@ -144,11 +142,11 @@ func readUsers(path string) (*userTable, os.FileInfo, error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("open the passwd-file: %w", err)
 	}
-	table, err := parseUsers(path, f)
+	table, err := parseUsers(path, f, master)
 	return table, info, err
 }
 
-func parseUsers(path string, r io.Reader) (*userTable, error) {
+func parseUsers(path string, r io.Reader, master string) (*userTable, error) {
 	table := &userTable{users: make(map[string]entry)}
 	var faults []error
 	lines := bufio.NewScanner(r)
@@ -157,7 +155,7 @@ func parseUsers(path string, r io.Reader) (*userTable, error) {
 		if line == "" || line[0] == '#' {
 			continue
 		}
-		name, e, err := parseLine(line)
+		name, e, err := parseLine(line, master)
 		key := strings.ToLower(name)
 		if _, twice := table.users[key]; twice && err == nil {
 			err = errors.New("the user was in an earlier line")

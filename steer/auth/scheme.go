@@ -1,8 +1,11 @@
 package auth
 
 import (
+	"crypto/pbkdf2"
+	"crypto/sha1" // of Dovecot's PBKDF2, where its weakness does not matter
 	"crypto/sha256"
 	"crypto/subtle"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"slices"
@@ -16,7 +19,8 @@ import (
 
 // What one verification may cost at most. Each limit is about a second of one core: a login must not be a weapon.
 const (
-	maxRounds       = 1_000_000  // SHA256-CRYPT, SHA512-CRYPT
+	maxRounds       = 1_000_000 // SHA256-CRYPT, SHA512-CRYPT
+	maxPBKDF2Rounds = 2_000_000
 	maxBcryptCost   = 14         // 2^14 iterations
 	maxArgonMemory  = 256 << 10  // KiB
 	maxArgonWork    = 1024 << 10 // KiB times passes
@@ -62,11 +66,14 @@ func parsePassword(field string) (verifier, error) {
 		return plain(sha256.Sum256([]byte(data))), nil
 	}
 	allowed, ok := identifiers[scheme]
-	if !ok {
-		return nil, fmt.Errorf("password scheme {%s} is not supported; use one of PLAIN, SHA512-CRYPT, SHA256-CRYPT, BLF-CRYPT, ARGON2ID, ARGON2I, CRYPT", scheme)
+	if !ok && scheme != "PBKDF2" {
+		return nil, fmt.Errorf("password scheme {%s} is not supported; use one of PLAIN, SHA512-CRYPT, SHA256-CRYPT, BLF-CRYPT, ARGON2ID, ARGON2I, PBKDF2, CRYPT", scheme)
 	}
 	if data == "" || data[0] == '!' || data[0] == '*' {
 		return nil, nil
+	}
+	if scheme == "PBKDF2" {
+		return parsePBKDF2(data)
 	}
 	parts := strings.Split(data, "$")
 	if len(parts) < 4 || parts[0] != "" || !slices.Contains(allowed, parts[1]) {
@@ -77,6 +84,35 @@ func parsePassword(field string) (verifier, error) {
 		return nil, fmt.Errorf("password hash of the scheme {%s}: %w", scheme, err)
 	}
 	return v, nil
+}
+
+// pbkdf2Hash is Dovecot's PBKDF2: HMAC-SHA1, and the salt as it is written.
+type pbkdf2Hash struct {
+	salt   string
+	rounds int
+	key    []byte
+}
+
+func (h pbkdf2Hash) Match(password string) bool {
+	key, err := pbkdf2.Key(sha1.New, password, []byte(h.salt), h.rounds, len(h.key))
+	return err == nil && subtle.ConstantTimeCompare(key, h.key) == 1
+}
+
+// parsePBKDF2 reads "$1$salt$rounds$key", the key in hexadecimal digits.
+func parsePBKDF2(data string) (verifier, error) {
+	parts := strings.Split(data, "$")
+	if len(parts) != 5 || parts[0] != "" || parts[1] != "1" || parts[2] == "" {
+		return nil, errors.New("not a password hash of the scheme {PBKDF2}, $1$salt$rounds$key")
+	}
+	rounds, err := strconv.Atoi(parts[3])
+	if err != nil || rounds < 1 || rounds > maxPBKDF2Rounds {
+		return nil, fmt.Errorf("password hash of the scheme {PBKDF2}: rounds %q are not from 1 to %d", parts[3], maxPBKDF2Rounds)
+	}
+	key, err := hex.DecodeString(parts[4])
+	if err != nil || len(key) != sha1.Size {
+		return nil, fmt.Errorf("password hash of the scheme {PBKDF2}: the key is not %d bytes in hexadecimal digits", sha1.Size)
+	}
+	return pbkdf2Hash{salt: parts[2], rounds: rounds, key: key}, nil
 }
 
 // decode reads a hash "$identifier$parameters$..." whose cost is bearable.

@@ -269,10 +269,9 @@ func (w *Watcher) Supersede(client handover.Tuple) {
 	w.reset(b, c)
 }
 
-// reset tells the remote host of leg a. It expects what it acknowledged last, and
-// has been told what the other side acknowledged.
+// reset tells the remote host of leg a.
 func (w *Watcher) reset(a, b handover.Flow) {
-	if err := handover.Reset(a.Tuple, a.MaxAck, b.MaxAck+b.AckAdd); err != nil {
+	if err := a.Reset(b); err != nil {
 		// It learns at its next packet, which finds neither flow nor socket.
 		w.log.Debug().Err(err).Msg("reset not sent")
 	}

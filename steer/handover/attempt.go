@@ -103,14 +103,14 @@ func legs(p *Pair, c, b frozen, co, bo options, cSeen, bSeen Observed) (cl, bl L
 	toB := b.ts - cSeen.TSVal
 	toC := c.ts - bSeen.TSVal
 	cl = Leg{
-		Tuple: p.ClientTuple, RcvNxt: c.rcvNxt, SndNxt: c.sndNxt,
+		Tuple: p.ClientTuple, RcvNxt: c.rcvNxt, SndNxt: c.sndNxt, Window: c.window.sndWnd,
 		SeqAdd: b.sndNxt - c.rcvNxt, AckAdd: b.rcvNxt - c.sndNxt,
 		TSAdd: toB, EchoAdd: -toC,
 		InScale: co.sndScale, OutScale: bo.rcvScale, WindowScale: max(bo.sndScale, co.rcvScale),
 		Bytes: p.ToBackend.Load(),
 	}
 	bl = Leg{
-		Tuple: p.BackendTuple, RcvNxt: b.rcvNxt, SndNxt: b.sndNxt,
+		Tuple: p.BackendTuple, RcvNxt: b.rcvNxt, SndNxt: b.sndNxt, Window: b.window.sndWnd,
 		SeqAdd: c.sndNxt - b.rcvNxt, AckAdd: c.rcvNxt - b.sndNxt,
 		TSAdd: toC, EchoAdd: -toB,
 		InScale: bo.sndScale, OutScale: co.rcvScale, WindowScale: max(co.sndScale, bo.rcvScale),

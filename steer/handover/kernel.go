@@ -42,6 +42,7 @@ func (k Key) Tuple() Tuple {
 type Leg struct {
 	Tuple
 	RcvNxt, SndNxt        uint32 // sequence numbers of our frozen socket
+	Window                uint32 // of the remote host, in bytes behind SndNxt
 	SeqAdd, AckAdd        uint32 // added to seq, and to ack and SACK edges
 	TSAdd, EchoAdd        uint32 // added to timestamp value and echo
 	InScale, OutScale     uint8  // window scale of arriving packets, and the one the other side expects
@@ -68,7 +69,7 @@ type Owner struct {
 	Tag      string // tag of the backends
 	Epoch    uint32 // epoch of the user's entry at the time of the login
 	User     string // name as it was routed
-	Protocol string // "imap", "pop3"
+	Protocol string // "imap", "pop3", "submission" or "sieve"
 	Since    time.Time
 }
 
@@ -134,6 +135,7 @@ const (
 	Undone       Reason = "undone"        // hand-over was undone too often
 	HalfClosed   Reason = "half-closed"   // one side has ended its direction
 	KernelFailed Reason = "kernel-failed" // unexpected error, see the log
+	TLS          Reason = "tls"           // a leg is encrypted, and the keys are in user space (package secure)
 	Bypassed     Reason = "bypassed"      // the auth hook named the host: no entry of the director governs the session
 )
 
@@ -152,6 +154,8 @@ type Flow struct {
 	EndSeq     uint32 // highest sequence number + length seen from the remote host
 	MaxAck     uint32 // highest acknowledgement seen from the remote host
 	AckAdd     uint32 // translates MaxAck into the numbers of the other leg
+	Window     uint32 // how many bytes behind MaxAck the remote host takes
+	Scale      uint8  // of the remote host's windows
 }
 
 // State is a word for people: "forward", "half-closed", "closing" (reset) or "stopped".

@@ -52,6 +52,9 @@ func (p *Pair) Reason() Reason {
 	return r
 }
 
+// Stay notes the reason of a session that is relayed elsewhere, not by Run.
+func (p *Pair) Stay(r Reason) { p.reason.Store(r) }
+
 // Relayer runs sessions. Its fields are set once, before the first Run.
 type Relayer struct {
 	Kernel Kernel               // nil: everything stays in user space

@@ -7,16 +7,35 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Reset sends a RST to the remote end of a connection that no socket of this host
-// holds any more: its flow must have been removed before. snd is the sequence
-// number that the remote host expects next (its last acknowledgement), rcv what we
-// acknowledge.
+// Reset sends a RST to the remote host of a flow; other is the session's other flow.
+// Both must have been removed before: no socket of this host holds the connection any
+// more, and what comes back has to find that out. Needs CAP_NET_ADMIN.
 //
-// The kernel makes the packet: a socket is put into the connection's state by
-// TCP_REPAIR and closed. When data was under way and snd is too low, the remote
-// host answers with a challenge ACK (RFC 5961), which our stack, having no socket,
-// answers with the exact RST. Needs CAP_NET_ADMIN.
-func Reset(t Tuple, snd, rcv uint32) (err error) {
+// When data is under way the RST comes before some of it, and the remote host answers
+// with a challenge ACK (RFC 5961), which our stack, having no socket, answers with the
+// exact RST.
+func (f Flow) Reset(other Flow) error {
+	return reset(f.Tuple, f.sndNxt(other), other.MaxAck+other.AckAdd)
+}
+
+// sndNxt is the sequence number of a RST, chosen as the kernel does for a socket of its
+// own (tcp_acceptable_seq): the end of what was sent to the remote host. Its last
+// acknowledgement will not do: a later one may have been dropped since the session was
+// stopped, and a RST below what it has received is discarded without an answer. So is one
+// beyond its window; but windows are rounded to their scale, which may seem to take a
+// promise back.
+func (f Flow) sndNxt(other Flow) uint32 {
+	end, edge := other.EndSeq-f.AckAdd, f.MaxAck+f.Window
+	if int32(end-edge) >= 1<<f.Scale {
+		return edge
+	}
+	return end
+}
+
+// reset sends a RST on a connection that has no socket; snd is its sequence number, rcv
+// its acknowledgement. The kernel makes the packet: a socket is put into the connection's
+// state by TCP_REPAIR and closed.
+func reset(t Tuple, snd, rcv uint32) (err error) {
 	local, family := sockaddr(t.Local)
 	remote, _ := sockaddr(t.Remote)
 	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)

@@ -48,6 +48,9 @@ func (l Limits) orDefault() Limits {
 	return l
 }
 
+// Patience is the time for one thing that has to arrive completely: Idle, or its default.
+func (l Limits) Patience() time.Duration { return l.orDefault().Idle }
+
 func fill[T int | time.Duration](field *T, value T) {
 	if *field <= 0 {
 		*field = value
@@ -65,3 +68,7 @@ var (
 	ErrAttempts = fmt.Errorf("%w: too many login attempts", ErrLimit)
 	ErrTime     = fmt.Errorf("%w: time", ErrLimit)
 )
+
+// ErrPlaintext is what came in plaintext behind a STARTTLS: somebody in between may have put it there, to have it taken for
+// what was said under TLS.
+var ErrPlaintext = errors.New("plaintext behind the switch to TLS")

@@ -65,6 +65,26 @@ func (r *Reader) Bytes(n int) ([]byte, error) {
 	return r.take(n)
 }
 
+// HasLine reports whether Line will return without waiting for the connection.
+func (r *Reader) HasLine() bool { return bytes.IndexByte(r.buf[r.start:], '\n') >= 0 }
+
+// Chunk returns what is there, after waiting for at least one byte and for at most limit ones at a time. All of it counts
+// as unread until Discard.
+func (r *Reader) Chunk(limit int) ([]byte, error) {
+	if r.Buffered() == 0 {
+		if err := r.fill(limit); err != nil {
+			return nil, err
+		}
+	}
+	return r.buf[r.start:], nil
+}
+
+// Discard consumes n bytes of a Chunk. They are not counted: what they are is no dialogue.
+func (r *Reader) Discard(n int) { r.start += n }
+
+// Buffered is how many bytes were read and not consumed.
+func (r *Reader) Buffered() int { return len(r.buf) - r.start }
+
 // Residual returns a copy of the bytes that were read but not consumed, nil when there are none, and releases the buffer.
 func (r *Reader) Residual() []byte {
 	rest := bytes.Clone(r.buf[r.start:])

@@ -17,27 +17,31 @@ const farewell = time.Second
 
 // Protocol is what a mail protocol adds to a Talk.
 type Protocol struct {
-	Greeting string                 // the whole line, with CRLF
-	Bye      string                 // how a farewell begins: "* BYE " or "-ERR "
-	Command  func() (*Login, error) // reads and answers one command; a Login when it was a complete attempt, io.EOF after a goodbye
-	Refusal  func(r Refusal) []byte // the answer to the last attempt, with CRLF; not asked when Refusal.Raw is set
+	Greeting func() string                          // all of it, with CRLF
+	Bye      func(text string) string               // a farewell, with CRLF
+	Secured  func() string                          // what the server says at once under TLS, after STARTTLS; nil: nothing
+	Command  func() (*Login, error)                 // reads and answers one command; a Login when it was a complete attempt, io.EOF after a goodbye
+	Ask      func(challenge []byte) ([]byte, error) // one step of a SASL exchange: sends a challenge, returns the decoded answer
+	Refusal  func(r Refusal) []byte                 // the answer to the last attempt, with CRLF; not asked when Refusal.Raw is set
 }
 
 // Talk is the Dialogue of every protocol: it greets, counts, keeps the time, and tells the client why it ends.
 type Talk struct {
 	*Reader
 	conn     net.Conn
+	cfg      Config
 	limits   Limits
 	protocol Protocol
+	mute     bool // nothing can be said in the middle of a handshake
 
 	end                         time.Time // of the whole dialogue; zero until greeted
 	commands, invalid, attempts int
 }
 
 // NewTalk makes the Dialogue. The protocol's functions may use the Talk as soon as Next is called.
-func NewTalk(conn net.Conn, limits Limits, protocol Protocol) *Talk {
-	limits = limits.orDefault()
-	return &Talk{Reader: NewReader(conn, limits.Line, limits.Bytes), conn: conn, limits: limits, protocol: protocol}
+func NewTalk(conn net.Conn, cfg Config, protocol Protocol) *Talk {
+	limits := cfg.Limits.orDefault()
+	return &Talk{Reader: NewReader(conn, limits.Line, limits.Bytes), conn: conn, cfg: cfg, limits: limits, protocol: protocol}
 }
 
 // Next implements Dialogue.
@@ -53,7 +57,7 @@ func (t *Talk) Next(ctx context.Context) (Login, error) {
 func (t *Talk) next(ctx context.Context) (Login, error) {
 	if t.end.IsZero() {
 		t.end = time.Now().Add(t.limits.Whole)
-		if err := t.within(ctx, func() error { return t.Say(t.protocol.Greeting) }); err != nil {
+		if err := t.within(ctx, func() error { return t.Say(t.protocol.Greeting()) }); err != nil {
 			return Login{}, err
 		}
 	}
@@ -74,7 +78,7 @@ func (t *Talk) next(ctx context.Context) (Login, error) {
 			continue
 		}
 		t.attempts++
-		if login.User != "" && sasl.Allowed(login.User) && sasl.Allowed(login.Password) && sasl.Allowed(login.Authzid) {
+		if login.Relayed || login.User != "" && sasl.Allowed(login.User) && sasl.Allowed(login.Password) && sasl.Allowed(login.Authzid) {
 			return *login, nil
 		}
 		// Such names would end up in logs and in commands to backends, and no passdb has them.
@@ -90,7 +94,13 @@ func (t *Talk) Refuse(r Refusal) error {
 	if answer == nil {
 		answer = t.protocol.Refusal(r)
 	}
-	return Within(context.Background(), t.conn, time.Now().Add(t.limits.Idle), func() error { return t.Say(string(answer)) })
+	return Within(context.Background(), t.conn, time.Now().Add(t.limits.Idle), func() error {
+		if len(r.Challenge) > 0 && t.protocol.Ask != nil {
+			// What the client answers does not matter: the exchange is over (RFC 7628 section 3.2.3).
+			_, _ = t.protocol.Ask(r.Challenge)
+		}
+		return t.Say(string(answer))
+	})
 }
 
 // Say writes an answer. Only for the protocol's functions, which run within a deadline.
@@ -103,6 +113,34 @@ func (t *Talk) Say(answer string) error {
 func (t *Talk) Invalid(answer string) error {
 	t.invalid++
 	return t.Say(answer)
+}
+
+// StartsTLS reports whether STARTTLS is offered.
+func (t *Talk) StartsTLS() bool { return t.cfg.StartTLS != nil }
+
+// Plaintext reports whether passwords may be sent now.
+func (t *Talk) Plaintext() bool { return !t.cfg.DisablePlaintext }
+
+// StartTLS answers the command with the go-ahead and changes to TLS. Bytes behind the command end the dialogue.
+func (t *Talk) StartTLS(goAhead string) error {
+	if t.Buffered() > 0 {
+		return ErrPlaintext
+	}
+	if err := t.Say(goAhead); err != nil {
+		return err
+	}
+	t.mute = true
+	conn, err := t.cfg.StartTLS()
+	if err != nil {
+		return err
+	}
+	t.mute = false
+	t.conn, t.src = conn, conn
+	t.cfg.StartTLS, t.cfg.DisablePlaintext = nil, false
+	if t.protocol.Secured != nil {
+		return t.Say(t.protocol.Secured())
+	}
+	return nil
 }
 
 // Literal returns the largest literal that is allowed, in bytes.
@@ -132,10 +170,15 @@ func (t *Talk) allowed() error {
 
 // part tells the client why the dialogue ends, if it is still there to hear it.
 func (t *Talk) part(ctx context.Context, reason error) {
+	if t.mute {
+		return
+	}
 	var text string
 	switch {
 	case ctx.Err() != nil:
 		text = "Server is shutting down."
+	case errors.Is(reason, ErrPlaintext):
+		text = "Plaintext behind STARTTLS."
 	case errors.Is(reason, ErrTime):
 		text = "Disconnected for inactivity."
 	case errors.Is(reason, ErrLine):
@@ -153,7 +196,7 @@ func (t *Talk) part(ctx context.Context, reason error) {
 	}
 	// Nobody is left to be told that this failed.
 	_ = Within(context.Background(), t.conn, time.Now().Add(farewell), func() error {
-		return t.Say(t.protocol.Bye + text + "\r\n")
+		return t.Say(t.protocol.Bye(text))
 	})
 }
 

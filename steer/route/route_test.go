@@ -56,7 +56,7 @@ func scene(t *testing.T, play func(t *testing.T, r *Router, n *notes, stops chan
 		}
 		n := &notes{entries: map[director.Key]Entry{}}
 		stops := make(chan director.Stop, 10)
-		r := New(d, n, func(s director.Stop) { stops <- s }, zerolog.Nop())
+		r := New(Config{Director: d, Store: n, Stop: func(s director.Stop) { stops <- s }, Log: zerolog.Nop()})
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
 		go func() { done <- r.Run(ctx) }()
@@ -75,6 +75,11 @@ func must(t *testing.T, r *Router, user string) director.Assigned {
 		t.Fatal(err)
 	}
 	return a
+}
+
+// move moves anna.
+func move(t *testing.T, r *Router, to netip.Addr) error {
+	return r.Begin(func(id uint64) director.Event { return director.Move{ID: id, User: "anna", To: to} }).Wait(t.Context())
 }
 
 func TestEntryIsStoredBeforeItIsUsedAndExpires(t *testing.T) {
@@ -112,7 +117,7 @@ func TestMoveLetsLoginsWait(t *testing.T) {
 			to = hostB
 		}
 		moved := make(chan error, 1)
-		go func() { moved <- r.Move(t.Context(), "anna", "", to) }()
+		go func() { moved <- move(t, r, to) }()
 		stop := <-stops
 		if stop.Key != a.Key || stop.Reason != director.StopMoved || stop.Epoch != a.Epoch {
 			t.Errorf("stop %+v, want one of %+v", stop, a)
@@ -143,7 +148,7 @@ func TestAskerGivesUp(t *testing.T) {
 		if a.Host.Addr == hostA {
 			to = hostB
 		}
-		go r.Move(t.Context(), "anna", "", to)
+		go move(t, r, to)
 		<-stops
 		gone := errors.New("client went away")
 		ctx, cancel := context.WithCancelCause(t.Context())
@@ -170,10 +175,10 @@ func TestRefusals(t *testing.T) {
 		if _, err := r.Route(t.Context(), "anna", "nowhere"); !errors.Is(err, director.ErrNoHosts) {
 			t.Errorf("unknown tag: %v, want ErrNoHosts", err)
 		}
-		if err := r.Kick(t.Context(), "nobody", ""); !errors.Is(err, director.ErrUnknownUser) {
+		if err := r.Begin(func(id uint64) director.Event { return director.Kick{ID: id, User: "nobody"} }).Wait(t.Context()); !errors.Is(err, director.ErrUnknownUser) {
 			t.Errorf("kick of nobody: %v, want ErrUnknownUser", err)
 		}
-		if err := r.Move(t.Context(), "anna", "", netip.MustParseAddr("10.9.9.9")); !errors.Is(err, director.ErrUnknownHost) {
+		if err := move(t, r, netip.MustParseAddr("10.9.9.9")); !errors.Is(err, director.ErrUnknownHost) {
 			t.Errorf("move to a strange host: %v, want ErrUnknownHost", err)
 		}
 	})

@@ -1,6 +1,6 @@
 // Package sasl reads and writes SASL responses as mail protocols carry them: base64 lines with the message of one
-// mechanism inside. It knows PLAIN (RFC 4616); the proxy needs the user's name and either the password or an exchange it
-// can relay, so that each further mechanism is one more decoder here.
+// mechanism inside. The proxy needs the user's name, and either the secret or a message that it can relay, so that each
+// mechanism is one decoder here: PLAIN (RFC 4616), LOGIN, XOAUTH2, OAUTHBEARER (RFC 7628) and EXTERNAL (RFC 4422).
 package sasl
 
 import (
@@ -35,6 +35,14 @@ func Decode(response []byte) ([]byte, error) {
 		return nil, ErrBase64
 	}
 	return message[:n], nil
+}
+
+// Answer is Decode for a client's answer to a challenge, which may be "*": ErrAborted.
+func Answer(response []byte) ([]byte, error) {
+	if string(response) == "*" {
+		return nil, ErrAborted
+	}
+	return Decode(response)
 }
 
 // Encode is the base64 line of a message; the empty message is "=".
@@ -80,7 +88,3 @@ func Allowed(s string) bool {
 	}
 	return true
 }
-
-// IsPlain reports whether a client's word for a mechanism means PLAIN; case does not matter (RFC 4422 section 3.1 names
-// them in upper case, clients do not always).
-func IsPlain(mechanism string) bool { return strings.EqualFold(mechanism, "PLAIN") }

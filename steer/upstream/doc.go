@@ -4,5 +4,7 @@
 // tag, so that the backend's answer can be relayed as it stands and client and backend agree on every byte from there on.
 // What the backend sent behind its final line is handed on as Result.Residual.
 //
+// TLS by a command comes before that (StartTLS): what it returns looks like a new connection on which nothing was said yet.
+//
 // The protocols are in the packages below; this one holds what they share.
 package upstream

@@ -16,6 +16,13 @@ type Credentials struct {
 	Password string
 	Authzid  string // RFC 4616 section 2; not together with a master user; empty: User
 	Tag      string // IMAP: the tag of the client's command
+	Hello    string // submission: the client's name in EHLO; empty: our own address
+
+	// Mechanism and Message are how the client said it, for a token (sasl.IsToken), which the backend gets as it is. With
+	// other mechanisms they are not looked at.
+	Mechanism, Message string
+
+	Forward *Forward // nil: the backend is told nothing about the client
 
 	MasterUser     string // empty: log in with the user's own password
 	MasterPassword string
@@ -29,7 +36,7 @@ var ErrCredentials = errors.New("credentials cannot be sent")
 // credentials come from files as well.
 func (c Credentials) Check() error {
 	for _, field := range []struct{ name, value string }{
-		{"user", c.User}, {"password", c.Password}, {"authzid", c.Authzid}, {"tag", c.Tag},
+		{"user", c.User}, {"password", c.Password}, {"authzid", c.Authzid}, {"tag", c.Tag}, {"hello", c.Hello},
 		{"master user", c.MasterUser}, {"master password", c.MasterPassword}, {"separator", c.Separator},
 	} {
 		if !sasl.Allowed(field.value) {
@@ -45,6 +52,11 @@ func (c Credentials) Check() error {
 // Delegated reports whether one logs in as another, which takes SASL or a separator.
 func (c Credentials) Delegated() bool {
 	return c.MasterUser != "" || c.Authzid != "" && c.Authzid != c.User
+}
+
+// Token reports whether the backend gets the client's own SASL message.
+func (c Credentials) Token() bool {
+	return c.MasterUser == "" && c.Message != "" && sasl.IsToken(c.Mechanism)
 }
 
 // Plain is the SASL message.
@@ -88,15 +100,19 @@ func (l Limits) OrDefault() Limits {
 
 // Result is a login that the backend accepted.
 type Result struct {
-	Reply        []byte   // for the client: untagged lines and the final one, with its tag and CRLF
-	Residual     []byte   // what the backend sent behind it, exactly; nil when nothing was read
-	Capabilities []string // IMAP: those of the reply, in upper case; nil when it named none
+	Reply    []byte // for the client: untagged lines and the final one, with its tag and CRLF
+	Residual []byte // what the backend sent behind it, exactly; nil when nothing was read
+	// Capabilities are, with IMAP, those of the reply, in upper case; nil when it named none. With submission and sieve
+	// they are those of before the login, which clients of this proxy have to know then: see prelogin.Config.
+	Capabilities []string
 }
 
 // Rejected is the error of a login that the backend refused.
 type Rejected struct {
 	Raw  []byte // its own final line, with the client's tag and CRLF
 	Kind prelogin.Kind
+	// Challenge is what a token's mechanism said about the error before, decoded; empty: nothing.
+	Challenge []byte
 }
 
 func (r *Rejected) Error() string {
@@ -110,6 +126,7 @@ var (
 	ErrBye       = errors.New("backend said goodbye")
 	ErrReply     = errors.New("unexpected reply")
 	ErrMechanism = errors.New("backend offers no usable way to log in")
+	ErrNoTLS     = errors.New("backend does not offer TLS")
 )
 
 // Excerpt quotes the beginning of a line of the backend for an error or a log.

@@ -1,4 +1,4 @@
-// Package backend is a mail server for tests: it speaks as much IMAP (RFC 3501) and POP3 (RFC 1939) as
+// Package backend is a mail server for tests: it speaks as much IMAP (RFC 3501), POP3 (RFC 1939), submission, ManageSieve and LMTP as
 // a proxy and a load generator need, holds thousands of connections cheaply, misbehaves on request, and remembers
 // who logged in when and how each session ended.
 //
@@ -10,8 +10,8 @@
 //	C: <310 bytes>
 //	S: a OK [APPENDUID 1 1] 5e1c…(64 hex digits) Append completed.
 //
-// Both protocols have the following commands of our own after login, here in IMAP; in POP3 there is no tag and the last
-// line begins with +OK. Raw bytes follow a command's line directly, and go before the final line:
+// All protocols but LMTP have the following commands of our own after login, here in IMAP; elsewhere there is no tag, and the last
+// line is the protocol's own. Raw bytes follow a command's line directly, and go before the final line:
 //
 //	a X-WHO                   * X-WHO <user> <server name> <session number>
 //	a X-ECHO n                n raw bytes follow, and come back

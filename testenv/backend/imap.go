@@ -18,7 +18,7 @@ const afterLogin = "IMAP4rev1 SASL-IR LITERAL+ IDLE ID UIDPLUS X-ECHO X-SOURCE X
 
 // imap serves one connection. Arguments are read one by one from the stream, because any of them may be a literal.
 func (c *session) imap() (Ending, error) {
-	c.printf("* OK [CAPABILITY IMAP4rev1 %s] %s ready.\r\n", c.server.opts.Capability, c.server.opts.Name)
+	c.printf("* OK [CAPABILITY %s] %s ready.\r\n", c.beforeLogin(), c.server.opts.Name)
 	for {
 		if err := c.turn(); err != nil {
 			return Live, err
@@ -64,7 +64,7 @@ func (c *session) imapCommand(tag, command string) (Ending, error) {
 	rest = strings.TrimPrefix(rest, " ")
 	switch command {
 	case "CAPABILITY":
-		caps := "IMAP4rev1 " + c.server.opts.Capability
+		caps := c.beforeLogin()
 		if c.record.User != "" {
 			caps = afterLogin
 		}
@@ -74,10 +74,13 @@ func (c *session) imapCommand(tag, command string) (Ending, error) {
 	case "NOOP":
 		ok("NOOP completed.")
 		return Live, nil
+	case "STARTTLS":
+		if c.offersTLS() {
+			ok("Begin TLS negotiation now.")
+			return Live, c.startTLS()
+		}
 	case "ID":
-		c.server.mu.Lock()
-		c.record.ClientID = rest
-		c.server.mu.Unlock()
+		c.note(rest)
 		c.printf("* ID NIL\r\n")
 		ok("ID completed.")
 		return Live, nil
@@ -131,6 +134,15 @@ func (c *session) imapCommand(tag, command string) (Ending, error) {
 		return Live, err
 	}
 	return Live, nil
+}
+
+// beforeLogin are the capabilities there.
+func (c *session) beforeLogin() string {
+	caps := "IMAP4rev1 " + c.server.opts.Capability
+	if c.offersTLS() {
+		caps += " STARTTLS"
+	}
+	return caps
 }
 
 func (c *session) imapLogin(tag string) (Ending, error) {

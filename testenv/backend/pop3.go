@@ -13,7 +13,11 @@ const popMessages = 100
 
 // pop3 serves one connection.
 func (c *session) pop3() (Ending, error) {
-	c.printf("+OK %s ready.\r\n", c.server.opts.Name)
+	trusting := ""
+	if c.server.opts.Trusting {
+		trusting = "[XCLIENT] "
+	}
+	c.printf("+OK %s%s ready.\r\n", trusting, c.server.opts.Name)
 	user := ""
 	for {
 		line, err := c.line()
@@ -29,6 +33,12 @@ func (c *session) pop3() (Ending, error) {
 			return Logout, nil
 		case command == "CAPA":
 			c.printf("+OK\r\nCAPA\r\nTOP\r\nUIDL\r\nRESP-CODES\r\nPIPELINING\r\nUSER\r\nSASL PLAIN\r\n.\r\n")
+		case command == "XCLIENT":
+			c.note(args)
+			c.printf("+OK\r\n")
+		case command == "STLS" && c.offersTLS():
+			c.printf("+OK Begin TLS negotiation now.\r\n")
+			err = c.startTLS()
 		case c.record.User != "":
 			err = c.pop3Command(command, args)
 		case command == "USER":

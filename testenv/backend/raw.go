@@ -48,7 +48,8 @@ func (c *session) extension(command, args string, final func(text string)) (know
 		final("Goodbye from this side.")
 		return true, c.finish()
 	case "X-RESET":
-		c.conn.SetLinger(0)
+		c.tcp.SetLinger(0)
+		c.tcp.Close()
 		return true, errReset
 	default:
 		return false, nil

@@ -1,6 +1,7 @@
 package backend
 
 import (
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -25,11 +26,17 @@ type Options struct {
 	Name           string // said by X-WHO and in the greeting; default: the address
 	IMAPPort       int    // 0 means 143, AnyPort any
 	POP3Port       int    // 0 means 110, AnyPort any
+	SubmissionPort int    // 0 means none, AnyPort any
+	SievePort      int    // 0 means none, AnyPort any
+	LMTPPort       int    // 0 means none, AnyPort any
 	Password       string // the one that every user has; empty: any
 	Master         string // master user: with it, authzid or "user*master" log in as somebody else
 	MasterPassword string
 	Capability     string // IMAP capabilities before login, without "IMAP4rev1"; default "SASL-IR LITERAL+ ID AUTH=PLAIN"
 	Behaviour      Behaviour
+	TLS            *tls.Config // offered by STARTTLS and STLS; nil: not
+	Trusting       bool        // says that it believes a proxy about the client (XCLIENT)
+	Implicit       bool        // TLS from the first byte on, and not by a command
 }
 
 // Behaviour is what may be changed at any time with Server.Behave; it holds for connections and logins that begin later.
@@ -39,6 +46,9 @@ type Behaviour struct {
 	Delay time.Duration // before the greeting, and before the answer to each login
 	// Refuse decides about a login whose password was right. nil: Accept. Must not block.
 	Refuse func(user string) Refusal
+	// Deliver decides about an LMTP command: "MAIL" with the path, "RCPT" with the path, "DATA", "." for the mail as a
+	// whole (HangUp or Accept) and "stored" with the path of each recipient behind it. nil: Accept. Must not block.
+	Deliver func(command, path string) Refusal
 }
 
 // Refusal is the answer to a login.
@@ -68,10 +78,10 @@ const (
 // Session is the record of one login.
 type Session struct {
 	ID            uint64 // counts from 1 per server, also over connections that never log in
-	Protocol      string // "imap" or "pop3"
+	Protocol      string // "imap", "pop3", "submission" or "sieve"
 	User          string // whose mail it is
 	Master        string // the master user that logged in for them, or empty
-	ClientID      string // arguments of the client's ID command before login, as sent
+	ClientID      string // arguments of ID, XCLIENT or EHLO before login, as sent: the last of them
 	Remote, Local netip.AddrPort
 	Login, End    time.Time // End is zero while it lives
 	Ending        Ending
@@ -83,6 +93,7 @@ type Session struct {
 type Server struct {
 	opts       Options
 	imap, pop3 net.Listener
+	more       map[string]net.Listener // of the protocols that there are on demand
 	behaviour  atomic.Pointer[Behaviour]
 	running    sync.WaitGroup
 
@@ -91,7 +102,8 @@ type Server struct {
 	lastID   uint64
 	open     map[*session]struct{} // every connection
 	live     map[string]int        // logged in, per user
-	history  []Session             // ended ones that were logged in
+	mails    []Mail
+	history  []Session // ended ones that were logged in
 	logins   uint64
 	rejected uint64
 }
@@ -104,7 +116,7 @@ func Start(ns *netns.NS, addr netip.Addr, opts Options) (*Server, error) {
 	if opts.Capability == "" {
 		opts.Capability = "SASL-IR LITERAL+ ID AUTH=PLAIN"
 	}
-	s := &Server{opts: opts, open: map[*session]struct{}{}, live: map[string]int{}}
+	s := &Server{opts: opts, open: map[*session]struct{}{}, live: map[string]int{}, more: map[string]net.Listener{}}
 	s.Behave(opts.Behaviour)
 	var err error
 	if s.imap, err = listen(ns, addr, opts.IMAPPort, 143); err != nil {
@@ -116,6 +128,21 @@ func Start(ns *netns.NS, addr netip.Addr, opts Options) (*Server, error) {
 	}
 	s.running.Go(func() { s.accept(s.imap, imapProtocol) })
 	s.running.Go(func() { s.accept(s.pop3, pop3Protocol) })
+	for _, p := range []struct {
+		protocol protocol
+		port     int
+	}{{smtpProtocol, opts.SubmissionPort}, {sieveProtocol, opts.SievePort}, {lmtpProtocol, opts.LMTPPort}} {
+		if p.port == 0 {
+			continue
+		}
+		ln, err := listen(ns, addr, p.port, 0)
+		if err != nil {
+			s.Close()
+			return nil, fmt.Errorf("start backend %s: %s: %w", opts.Name, p.protocol.name, err)
+		}
+		s.more[p.protocol.name] = ln
+		s.running.Go(func() { s.accept(ln, p.protocol) })
+	}
 	return s, nil
 }
 
@@ -135,8 +162,20 @@ func (s *Server) IMAP() netip.AddrPort { return s.imap.Addr().(*net.TCPAddr).Add
 // POP3 returns the address of the POP3 listener.
 func (s *Server) POP3() netip.AddrPort { return s.pop3.Addr().(*net.TCPAddr).AddrPort() }
 
+// Port returns the port of "submission", "sieve" or "lmtp".
+func (s *Server) Port(protocol string) uint16 {
+	return s.more[protocol].Addr().(*net.TCPAddr).AddrPort().Port()
+}
+
 // Name returns Options.Name.
 func (s *Server) Name() string { return s.opts.Name }
+
+// Mails returns what was delivered by LMTP, in the order of its end.
+func (s *Server) Mails() []Mail {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.mails)
+}
 
 // Behave changes the server's behaviour.
 func (s *Server) Behave(b Behaviour) { s.behaviour.Store(&b) }
@@ -198,6 +237,9 @@ func (s *Server) Notify(user, text string) int {
 // Close stops listening, closes every connection and waits until all of that has happened.
 func (s *Server) Close() error {
 	err := errors.Join(s.imap.Close(), s.pop3.Close())
+	for _, ln := range s.more {
+		err = errors.Join(err, ln.Close())
+	}
 	s.mu.Lock()
 	s.closing = true
 	for c := range s.open {

@@ -2,6 +2,7 @@ package backend
 
 import (
 	"bufio"
+	"crypto/tls"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -21,8 +22,11 @@ type protocol struct {
 }
 
 var (
-	imapProtocol = protocol{"imap", (*session).imap}
-	pop3Protocol = protocol{"pop3", (*session).pop3}
+	imapProtocol  = protocol{"imap", (*session).imap}
+	pop3Protocol  = protocol{"pop3", (*session).pop3}
+	smtpProtocol  = protocol{"submission", (*session).submission}
+	sieveProtocol = protocol{"sieve", (*session).sieve}
+	lmtpProtocol  = protocol{"lmtp", (*session).lmtp}
 )
 
 // bufferSize is also the longest line that a client may send. Small, because there are thousands.
@@ -31,10 +35,17 @@ const bufferSize = 4096
 // errGarbled ends a session whose peer sends what no client of ours would.
 var errGarbled = errors.New("peer speaks nonsense")
 
+// duplex is a connection of which one direction can be closed.
+type duplex interface {
+	net.Conn
+	CloseWrite() error
+}
+
 type session struct {
 	server *Server
 	proto  protocol
-	conn   *net.TCPConn
+	tcp    *net.TCPConn
+	conn   duplex // tcp, or TLS over it
 	r      *bufio.Reader
 	record Session // written under server.mu
 
@@ -44,9 +55,12 @@ type session struct {
 }
 
 func newSession(s *Server, conn *net.TCPConn, p protocol, id uint64) *session {
-	c := &session{server: s, proto: p, conn: conn}
-	c.r = bufio.NewReaderSize(conn, bufferSize)
-	c.w = bufio.NewWriterSize(conn, bufferSize)
+	c := &session{server: s, proto: p, tcp: conn, conn: conn}
+	if s.opts.Implicit {
+		c.conn = tls.Server(conn, s.opts.TLS)
+	}
+	c.r = bufio.NewReaderSize(c.conn, bufferSize)
+	c.w = bufio.NewWriterSize(c.conn, bufferSize)
 	c.record = Session{
 		ID: id, Protocol: p.name,
 		Remote: conn.RemoteAddr().(*net.TCPAddr).AddrPort(),
@@ -64,11 +78,10 @@ func (c *session) serve() Ending {
 	}
 	time.Sleep(b.Delay)
 	if b.Bye {
-		if c.proto.name == "imap" {
-			c.printf("* BYE Too many guests.\r\n")
-		} else {
-			c.printf("-ERR [SYS/TEMP] Too many guests.\r\n")
-		}
+		c.printf("%s", map[string]string{
+			"imap": "* BYE Too many guests.\r\n", "pop3": "-ERR [SYS/TEMP] Too many guests.\r\n",
+			"submission": "421 4.3.2 Too many guests.\r\n", "lmtp": "421 4.3.2 Too many guests.\r\n", "sieve": "BYE \"Too many guests.\"\r\n",
+		}[c.proto.name])
 		c.flush()
 		return Closed
 	}
@@ -78,6 +91,23 @@ func (c *session) serve() Ending {
 	}
 	c.flush()
 	return how
+}
+
+// offersTLS reports whether STARTTLS is possible now.
+func (c *session) offersTLS() bool { return c.server.opts.TLS != nil && c.conn == duplex(c.tcp) }
+
+// startTLS changes to TLS, the go-ahead was printed. Nothing may have come behind the command.
+func (c *session) startTLS() error {
+	if c.r.Buffered() > 0 {
+		return errGarbled
+	}
+	if err := c.flush(); err != nil {
+		return err
+	}
+	c.conn = tls.Server(c.tcp, c.server.opts.TLS)
+	c.r.Reset(c.conn)
+	c.w.Reset(c.conn)
+	return nil
 }
 
 // ending translates the error that ended a session.

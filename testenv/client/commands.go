@@ -32,7 +32,7 @@ func (s *Session) Noop() error { return s.simple("NOOP", nil) }
 func (s *Session) Logout() error {
 	defer s.conn.Close()
 	command := "LOGOUT"
-	if s.cfg.Protocol == POP3 {
+	if s.cfg.Protocol == POP3 || s.cfg.Protocol == Submission {
 		command = "QUIT"
 	}
 	return s.do(command, func() error {
@@ -46,6 +46,12 @@ func (s *Session) Logout() error {
 			}
 			if strings.HasPrefix(l, "* ") {
 				continue
+			}
+			if s.cfg.Protocol == Submission || s.cfg.Protocol == Sieve {
+				if _, _, err := textStatus(l, s.cfg.Protocol); err != nil {
+					return err
+				}
+				return s.end()
 			}
 			if l != "+OK" && !strings.HasPrefix(l, "+OK ") && !strings.HasPrefix(l, s.tag+" OK ") {
 				return fail(Refused, "%s", l)
@@ -75,8 +81,13 @@ func (s *Session) Who() (backend string, err error) {
 		if err != nil {
 			return err
 		}
-		if s.cfg.Protocol == POP3 {
+		switch s.cfg.Protocol {
+		case POP3:
 			answer = "* X-WHO " + text
+		case Submission:
+			answer = "* " + strings.TrimPrefix(answer, "250-")
+		case Sieve:
+			answer = "* " + strings.Trim(answer, `"`)
 		}
 		f := strings.Fields(answer)
 		if len(f) != 5 || f[2] != s.cfg.User {

@@ -1,4 +1,4 @@
-// Package client is the other half of package backend: IMAP and POP3 sessions that check every byte they
+// Package client is the other half of package backend: sessions of IMAP, POP3, submission and ManageSieve that check every byte they
 // get, thousands of them if need be, and generators of load.
 //
 //	s, err := client.Dial(ctx, client.Config{NS: lab.Client, Server: addr, User: "anna"})

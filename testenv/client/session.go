@@ -3,6 +3,7 @@ package client
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -23,15 +24,18 @@ type Protocol string
 
 // The protocols.
 const (
-	IMAP Protocol = "imap"
-	POP3 Protocol = "pop3"
+	IMAP       Protocol = "imap"
+	POP3       Protocol = "pop3"
+	Submission Protocol = "submission"
+	Sieve      Protocol = "sieve"
 )
 
 // Method is how a session logs in.
 type Method int
 
-// The methods: LOGIN with quoted strings (POP3: USER and PASS), LOGIN with synchronizing literals (POP3: as
-// Login), and SASL PLAIN without and with an initial response.
+// The methods: LOGIN with quoted strings (POP3: USER and PASS; submission: SASL LOGIN), LOGIN with synchronizing literals
+// (POP3: as Login; submission: SASL LOGIN with an initial response; ManageSieve: PLAIN in a literal), and SASL PLAIN
+// without and with an initial response.
 const (
 	Login Method = iota
 	LoginLiteral
@@ -63,6 +67,9 @@ type Config struct {
 	// Pipeline sends an X-ECHO in the same segment as the end of the login, which a proxy must not lose. Not with
 	// Real.
 	Pipeline bool
+	// TLS is used from the first byte on or, with StartTLS, by the command for it; nil: no TLS.
+	TLS      *tls.Config
+	StartTLS bool
 	// Real says that the server is a real one, without the extensions of package backend.
 	Real bool
 }
@@ -134,8 +141,9 @@ func classify(err error) Kind {
 // Session is one logged-in connection.
 type Session struct {
 	cfg      Config
-	conn     *net.TCPConn
-	wire     wire // the same, counted
+	tcp      *net.TCPConn
+	conn     duplex // tcp, or TLS over it
+	wire     wire   // the same, counted
 	r        *bufio.Reader
 	tag      string // of the command in progress, IMAP
 	op       string
@@ -144,10 +152,16 @@ type Session struct {
 	exists   uint64 // messages in the selected mailbox
 }
 
+// duplex is a connection of which one direction can be closed.
+type duplex interface {
+	net.Conn
+	CloseWrite() error
+}
+
 // wire counts the bytes of a connection. The connection is not embedded: its ReadFrom and WriteTo would go past the
 // counters.
 type wire struct {
-	conn           *net.TCPConn
+	conn           duplex
 	sent, received atomic.Uint64
 }
 
@@ -197,14 +211,30 @@ func Open(ctx context.Context, cfg Config) (*Session, error) {
 	if err != nil {
 		return nil, &Error{Connect, cfg.User, "connect", err}
 	}
-	s := &Session{cfg: cfg, conn: conn.(*net.TCPConn)}
-	s.wire.conn = s.conn
-	s.r = bufio.NewReaderSize(&s.wire, 4096)
+	s := &Session{cfg: cfg, tcp: conn.(*net.TCPConn)}
+	s.use(s.tcp)
+	if cfg.TLS != nil && !cfg.StartTLS {
+		s.use(tls.Client(s.tcp, cfg.TLS))
+	}
 	return s, nil
 }
 
-// Conn returns the connection, for what has no operation here (closing one direction, say).
-func (s *Session) Conn() *net.TCPConn { return s.conn }
+// use makes conn what everything goes over.
+func (s *Session) use(conn duplex) {
+	s.conn, s.wire.conn = conn, conn
+	s.r = bufio.NewReaderSize(&s.wire, 4096)
+}
+
+// Conn returns the TCP connection, for what has no operation here (closing one direction, say).
+func (s *Session) Conn() *net.TCPConn { return s.tcp }
+
+// TLS returns the state of TLS, and whether there is TLS.
+func (s *Session) TLS() (tls.ConnectionState, bool) {
+	if c, ok := s.conn.(*tls.Conn); ok {
+		return c.ConnectionState(), true
+	}
+	return tls.ConnectionState{}, false
+}
 
 // User returns the name that the session logs in with.
 func (s *Session) User() string { return s.cfg.User }
@@ -219,8 +249,8 @@ func (s *Session) Close() error { return s.conn.Close() }
 
 // Abort resets the connection.
 func (s *Session) Abort() error {
-	s.conn.SetLinger(0)
-	return s.conn.Close()
+	s.tcp.SetLinger(0)
+	return s.tcp.Close()
 }
 
 // do runs one operation: deadline, then the error with everything that is known about it.
@@ -269,8 +299,20 @@ func (s *Session) final(each func(line string) error) (string, error) {
 		if err != nil {
 			return "", err
 		}
-		if s.cfg.Protocol == POP3 {
+		switch s.cfg.Protocol {
+		case POP3:
 			return popStatus(l)
+		case Submission, Sieve:
+			text, last, err := textStatus(l, s.cfg.Protocol)
+			if err != nil || last {
+				return text, err
+			}
+			if each != nil {
+				if err := each(l); err != nil {
+					return "", err
+				}
+			}
+			continue
 		}
 		status, tagged := strings.CutPrefix(l, s.tag+" ")
 		switch {
@@ -310,7 +352,7 @@ func (s *Session) goOn() error {
 		switch {
 		case err != nil:
 			return err
-		case strings.HasPrefix(l, "+ "), l == "+":
+		case strings.HasPrefix(l, "+ "), l == "+", strings.HasPrefix(l, "334 "), l == `""`:
 			return nil
 		case strings.HasPrefix(l, "* BYE"):
 			return fail(Bye, "%s", l)
@@ -323,16 +365,55 @@ func (s *Session) goOn() error {
 // Login reads the greeting and logs in.
 func (s *Session) Login() error {
 	err := s.do("greeting", func() error {
+		if s.cfg.Protocol == Submission || s.cfg.Protocol == Sieve {
+			_, err := s.final(nil)
+			return err
+		}
 		l, err := s.line()
 		if err == nil && !strings.HasPrefix(l, "* OK") && !strings.HasPrefix(l, "+OK") {
 			err = fail(Bye, "%s", l)
 		}
 		return err
 	})
+	if err == nil && s.cfg.Protocol == Submission {
+		err = s.simple("EHLO client.example", nil)
+	}
+	if err == nil && s.cfg.StartTLS {
+		err = s.do("starttls", s.startTLS)
+	}
 	if err != nil {
 		return err
 	}
 	return s.do("login", s.login)
+}
+
+func (s *Session) startTLS() error {
+	command := "STARTTLS"
+	if s.cfg.Protocol == POP3 {
+		command = "STLS"
+	}
+	if err := s.send(command); err != nil {
+		return err
+	}
+	if _, err := s.final(nil); err != nil {
+		return err
+	}
+	if n := s.r.Buffered(); n > 0 {
+		return fail(Nonsense, "%d bytes behind the go-ahead for TLS", n)
+	}
+	s.use(tls.Client(s.tcp, s.cfg.TLS))
+	switch s.cfg.Protocol {
+	case Sieve: // the server begins
+		_, err := s.final(nil)
+		return err
+	case Submission:
+		if err := s.send("EHLO client.example"); err != nil {
+			return err
+		}
+		_, err := s.final(nil)
+		return err
+	}
+	return nil
 }
 
 func (s *Session) login() error {
@@ -342,6 +423,8 @@ func (s *Session) login() error {
 	// steps are sent one by one, each after the answer to the one before; the last one is answered by the result.
 	var steps []string
 	switch {
+	case s.cfg.Protocol == Submission || s.cfg.Protocol == Sieve:
+		steps = textLogin(s.cfg, initial)
 	case s.cfg.Protocol == POP3 && s.cfg.Method == Plain:
 		steps = []string{"AUTH PLAIN", initial}
 	case s.cfg.Protocol == POP3 && s.cfg.Method == PlainInitial:

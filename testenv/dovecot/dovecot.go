@@ -1,6 +1,7 @@
-// Package dovecot runs the real Dovecot 2.3 as a mail backend of a test site: the binary of the machine's
-// packages, with a configuration, run directory, state and mail of its own under one directory. Nothing
-// in /etc/dovecot, /run/dovecot or /var is read or written.
+// Package dovecot runs the real Dovecot 2.3 at a test site, as a mail backend (Start) or as a director that
+// proxies to backends and is a member of a ring (StartDirector): the binary of the machine's packages,
+// with a configuration, run directory, state and mail of its own under one directory. Nothing in
+// /etc/dovecot, /run/dovecot or /var is read or written.
 package dovecot
 
 import (
@@ -60,7 +61,7 @@ func Available() error {
 	if os.Geteuid() != 0 {
 		return errors.New("real Dovecot needs root")
 	}
-	for _, f := range []string{binary, "/usr/lib/dovecot/imap-login", "/usr/lib/dovecot/pop3-login"} {
+	for _, f := range []string{binary, "/usr/lib/dovecot/imap-login", "/usr/lib/dovecot/pop3-login", "/usr/lib/dovecot/director"} {
 		if _, err := os.Stat(f); err != nil {
 			return fmt.Errorf("real Dovecot needs the packages dovecot-imapd and dovecot-pop3d: %w", err)
 		}
@@ -89,18 +90,45 @@ func Start(ns *netns.NS, dir string, addrs []netip.Addr, o Options) (*Server, er
 	if o.Name == "" {
 		o.Name = "backend"
 	}
-	s := &Server{Dir: dir, Addrs: addrs, done: make(chan struct{})}
-	if err := s.prepare(o); err != nil {
-		return nil, fmt.Errorf("prepare dovecot %s: %w", o.Name, err)
+	s := &Server{Dir: dir, Addrs: addrs}
+	if o.Master != "" {
+		entry := fmt.Sprintf("%s:{PLAIN}%s\n", o.Master, o.MasterPassword)
+		if err := errors.Join(os.MkdirAll(dir, 0o755), os.WriteFile(filepath.Join(dir, "masters"), []byte(entry), 0o644)); err != nil {
+			return nil, fmt.Errorf("prepare dovecot %s: %w", o.Name, err)
+		}
 	}
-	s.cmd = exec.Command(binary, "-F", "-c", filepath.Join(dir, "dovecot.conf"))
+	err := s.start(ns, o.Name, conf, struct {
+		Options
+		Dir    string
+		Addrs  string
+		Nets   string
+		MailID int
+	}{o, s.Dir, join(s.Addrs), join(o.Trusted), mailID})
+	if err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// start writes the configuration, starts the master process and waits until it greets.
+func (s *Server) start(ns *netns.NS, name string, conf *template.Template, values any) error {
+	var text bytes.Buffer
+	if err := conf.Execute(&text, values); err != nil {
+		return err
+	}
+	if err := s.prepare(text.Bytes()); err != nil {
+		return fmt.Errorf("prepare dovecot %s: %w", name, err)
+	}
+	s.done = make(chan struct{})
+	s.cmd = exec.Command(binary, "-F", "-c", s.configFile())
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{
 		Pdeathsig: syscall.SIGTERM, // its master must end the others
+		Setpgid:   true,            // for Kill
 	}
 	var out bytes.Buffer // what is wrong with the configuration is said here and not in the log
 	s.cmd.Stdout, s.cmd.Stderr = &out, &out
 	if err := ns.StartProcess(s.cmd); err != nil {
-		return nil, fmt.Errorf("start dovecot %s: %w", o.Name, err)
+		return fmt.Errorf("start dovecot %s: %w", name, err)
 	}
 	go func() {
 		s.err = s.cmd.Wait()
@@ -108,13 +136,15 @@ func Start(ns *netns.NS, dir string, addrs []netip.Addr, o Options) (*Server, er
 	}()
 	if err := s.await(ns); err != nil {
 		s.Stop()
-		return nil, fmt.Errorf("start dovecot %s: %w\n%s%s", o.Name, err, out.String(), s.Log())
+		return fmt.Errorf("start dovecot %s: %w\n%s%s", name, err, out.String(), s.Log())
 	}
-	return s, nil
+	return nil
 }
 
-// prepare makes the directories and the configuration.
-func (s *Server) prepare(o Options) error {
+func (s *Server) configFile() string { return filepath.Join(s.Dir, "dovecot.conf") }
+
+// prepare makes the directories and the configuration file.
+func (s *Server) prepare(conf []byte) error {
 	run := filepath.Join(s.Dir, "run")
 	// Sockets live there, as deep as login/ipc-proxy; struct sockaddr_un has 108 bytes.
 	if len(run) > 80 {
@@ -142,24 +172,7 @@ func (s *Server) prepare(o Options) error {
 			return fmt.Errorf("%s must be open to all users (o+x), as every directory above %s", p, s.Dir)
 		}
 	}
-	if o.Master != "" {
-		entry := fmt.Sprintf("%s:{PLAIN}%s\n", o.Master, o.MasterPassword)
-		if err := os.WriteFile(filepath.Join(s.Dir, "masters"), []byte(entry), 0o644); err != nil {
-			return err
-		}
-	}
-	var b bytes.Buffer
-	err := conf.Execute(&b, struct {
-		Options
-		Dir    string
-		Addrs  string
-		Nets   string
-		MailID int
-	}{o, s.Dir, join(s.Addrs), join(o.Trusted), mailID})
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(filepath.Join(s.Dir, "dovecot.conf"), b.Bytes(), 0o644)
+	return os.WriteFile(s.configFile(), conf, 0o644)
 }
 
 func join[T fmt.Stringer](all []T) string {
@@ -215,6 +228,12 @@ func (s *Server) Log() string {
 		return err.Error()
 	}
 	return string(b)
+}
+
+// Kill ends the instance with all its processes at once, as a power failure would.
+func (s *Server) Kill() {
+	_ = syscall.Kill(-s.cmd.Process.Pid, syscall.SIGKILL)
+	<-s.done
 }
 
 // Stop ends the instance with all its processes and waits for that. Its directory stays.

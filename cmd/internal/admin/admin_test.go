@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -19,58 +18,9 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
+
+	"usher/director/ring"
 )
-
-// fakeSource answers with its fields and writes down the commands it got.
-type fakeSource struct {
-	status  Status
-	entries []MapEntry
-	users   map[string]User
-	flows   []FlowInfo
-	err     error // of flows and commands
-	block   chan struct{}
-	calls   []string
-}
-
-func (f *fakeSource) Status() Status  { return f.status }
-func (f *fakeSource) Map() []MapEntry { return f.entries }
-
-func (f *fakeSource) User(name string) (User, error) {
-	u, ok := f.users[name]
-	if !ok {
-		return User{}, fmt.Errorf("%w %q", ErrUnknownUser, name)
-	}
-	return u, nil
-}
-
-func (f *fakeSource) Flows() ([]FlowInfo, error) { return f.flows, f.err }
-
-func (f *fakeSource) Move(ctx context.Context, user, host string) error {
-	if f.block != nil {
-		close(f.block)
-		<-ctx.Done()
-		return ctx.Err()
-	}
-	f.calls = append(f.calls, "move "+user+" "+host)
-	return f.err
-}
-
-func (f *fakeSource) Kick(_ context.Context, user string) error {
-	f.calls = append(f.calls, "kick "+user)
-	return f.err
-}
-
-func (f *fakeSource) HostSet(_ context.Context, address string, weight *int, up *bool) error {
-	call := "host " + address
-	if weight != nil {
-		call += fmt.Sprint(" weight ", *weight)
-	}
-	if up != nil {
-		call += fmt.Sprint(" up ", *up)
-	}
-	f.calls = append(f.calls, call)
-	return f.err
-}
 
 // start serves src on a socket and a TCP port until the test ends.
 func start(t *testing.T, src Source, g prometheus.Gatherer) (c *Client, httpURL, socket string) {
@@ -100,9 +50,11 @@ func site() *fakeSource {
 	return &fakeSource{
 		status: Status{
 			Director: DirectorStatus{Name: "mail1", UptimeS: 12.5, Users: 1, Version: "v0"},
-			Hosts:    []HostStatus{{Address: netip.MustParseAddr("10.2.0.11"), Weight: 100, Up: true, Users: 1, Sessions: 1}},
+			Hosts: []HostStatus{{Address: netip.MustParseAddr("10.2.0.11"), Weight: 100, Up: true, Users: 1, Sessions: 1}, {Address: netip.MustParseAddr("fd00::12"), Name: "be2.example"},
+				{Address: netip.MustParseAddr("10.2.0.13"), Name: "two.example"}, {Address: netip.MustParseAddr("10.2.0.14"), Name: "two.example"}},
 			Sessions: SessionCounts{Total: 1, TC: 1},
 			Kernel:   KernelStatus{Mode: "tc", Flows: 2, Packets: 7, Bytes: 700, Program: "usher_tc abc"},
+			Ring:     RingSummary{Handshaked: true, Synced: true},
 		},
 		entries: []MapEntry{{Hash: 704933450, Users: []string{"u"}, Host: netip.MustParseAddr("10.2.0.11"), Sessions: 1}, {Hash: 5, ExpiresAt: &at}},
 		users: map[string]User{"a/b&c d": {User: "a/b&c d", Hash: 704933450, Host: netip.MustParseAddr("10.2.0.11"),
@@ -125,25 +77,55 @@ func TestReading(t *testing.T) {
 	}
 	status, err := c.Status(ctx)
 	check("status", src.status, status, err)
-	entries, err := c.Map(ctx)
+	entries, err := c.Map(ctx, "")
 	check("map", src.entries, entries, err)
+	entries, err = c.Map(ctx, "10.2.0.11")
+	check("map of a host", src.entries[:1], entries, err)
+	entries, err = c.Map(ctx, "", "nobody", "a/b&c d")
+	check("map of users", []MapEntry{{Hash: 704933450, Host: netip.MustParseAddr("10.2.0.11"), Sessions: 1}}, entries, err)
+	entries, err = c.Map(ctx, "be2.example", "a/b&c d")
+	check("map of users of a host", []MapEntry{}, entries, err)
+	if _, err := c.Map(ctx, "be3.example"); !errors.Is(err, ErrUnknownHost) {
+		t.Errorf("map of an unknown host: %v", err)
+	}
 	user, err := c.User(ctx, "a/b&c d")
 	check("user", src.users["a/b&c d"], user, err)
 	flows, err := c.Flows(ctx)
 	check("flows", src.flows, flows, err)
+	src.flushes = []Flush{{FlushOrder: FlushOrder{Host: netip.MustParseAddr("10.2.0.11"), Rate: 10}, Total: 7}}
+	flushes, err := c.Flushes(ctx)
+	check("flushes", src.flushes, flushes, err)
+	src.orders = Orders{Gone: []netip.Addr{netip.MustParseAddr("10.2.0.11")}}
+	orders, err := c.Orders(ctx)
+	check("orders", src.orders, orders, err)
+	src.rings = []Ring{NewRing(ring.Status{Self: netip.MustParseAddrPort("10.1.0.1:9090"), Minor: 9})}
+	ring, err := c.Ring(ctx)
+	check("ring", src.rings[0], ring, err)
 }
 
 // TestFields keeps the names of the fields, in their order, which scripts rely on.
 func TestFields(t *testing.T) {
 	for _, c := range []struct{ value, want any }{
-		{Status{Hosts: []HostStatus{{}}}, `{"director":{"name":"","uptime_s":0,"users":0,"version":""},` +
-			`"hosts":[{"address":"","name":"","tag":"","weight":0,"up":false,"users":0,"sessions":0}],` +
+		{Status{Hosts: []HostStatus{{}}}, `{"director":{"name":"","uptime_s":0,"users":0,"version":"","moving":0,"waiting":0,"conflicts":0},` +
+			`"hosts":[{"address":"","name":"","tag":"","weight":0,"up":false,"users":0,"sessions":0,` +
+			`"operator_up":false,"health":"","health_reason":"","changed_at":null,"configured_weight":null}],` +
 			`"sessions":{"total":0,"xdp":0,"tc":0,"splice":0,"copy":0,"prelogin":0},` +
-			`"kernel":{"mode":"","reason":"","flows":0,"packets":0,"bytes":0,"program":""}}`},
+			`"kernel":{"mode":"","reason":"","flows":0,"packets":0,"bytes":0,"program":""},` +
+			`"ring":{"directors":0,"handshaked":false,"synced":false,"silent":0}}`},
 		{User{Sessions: []Session{{}}}, `{"user":"","hash":0,"host":"","hashed_host":"","expires_at":null,` +
 			`"sessions":[{"client":"","backend":"","protocol":"","mode":"","since":"0001-01-01T00:00:00Z","bytes_in":0,"bytes_out":0,"id":"","user":"","state":"","reason":""}],` +
-			`"tag":"","names":null,"epoch":0,"moving":false,"last_refresh":"0001-01-01T00:00:00Z"}`},
+			`"tag":"","names":null,"epoch":0,"moving":false,"last_refresh":"0001-01-01T00:00:00Z",` +
+			`"configured_host":"","weak":false,"phase":"","since":null}`},
 		{FlowInfo{}, `{"user":"","client":"","backend":"","mode":"","packets":0,"bytes":0,"idle_s":0,"state":"","direction":"","hash":0,"epoch":0}`},
+		{Flush{}, `{"host":"","drain":false,"force":false,"rate":0,"parallel":0,"total":0,"done":0,"failed":0,"moving":0,` +
+			`"started_at":"0001-01-01T00:00:00Z","ended_at":null,"error":""}`},
+		{Ring{Directors: []RingDirector{{Conns: []RingConn{{}}}}}, `{"self":"","handshaked":false,"synced":false,"last_sync":null,"sync_s":0,"minor":0,` +
+			`"directors":[{"address":"","self":false,"removed":false,"usher":false,"silent":false,"last_failed":null,"last_error":"","clock_diff_s":0,` +
+			`"connections":[{"remote":"","role":"","state":"","users":0,"ping_ms":0,"bytes_received":0,"bytes_sent":0,"bytes_queued":0,"bytes_queued_peak":0,` +
+			`"lag_s":0,"last_read":null,"last_write":null}]}],"unknown":null}`},
+		{Orders{Hosts: []HostOrders{{}}, Users: []UserOrder{{}}}, `{"hosts":[{"address":"","name":"","tag":"","weight":0,"added":false,"down":false}],"gone":null,` +
+			`"users":[{"user":"","hash":0,"host":""}],"drains":null,"directors_added":null,"directors_removed":null}`},
+		{Reply{}, `{"state":"","warnings":null}`},
 		{MapEntry{}, `{"hash":0,"users":null,"tag":"","host":"","sessions":0,"moving":false,"expires_at":null}`},
 	} {
 		got, err := json.Marshal(c.value)
@@ -161,53 +143,6 @@ func TestEmptyListsAreLists(t *testing.T) {
 		if _, body := httpGet(t, url+path); !strings.Contains(body, want) {
 			t.Errorf("%s: %s", path, body)
 		}
-	}
-}
-
-func TestCommands(t *testing.T) {
-	src := site()
-	c, _, _ := start(t, src, nil)
-	ctx := t.Context()
-	weight, up := 0, false
-	err := errors.Join(c.Move(ctx, "u", "10.2.0.12"), c.Kick(ctx, "u"), c.HostSet(ctx, "h", &weight, nil), c.HostSet(ctx, "h", nil, &up))
-	want := []string{"move u 10.2.0.12", "kick u", "host h weight 0", "host h up false"}
-	if diff := cmp.Diff(want, src.calls); err != nil || diff != "" {
-		t.Errorf("error %v (-want +got):\n%s", err, diff)
-	}
-}
-
-func TestErrorsKeepTheirIdentity(t *testing.T) {
-	src := site()
-	c, _, _ := start(t, src, nil)
-	ctx := t.Context()
-	other := errors.New("the map is on fire")
-	for _, row := range []struct {
-		err    error
-		status int
-	}{
-		{ErrUnknownUser, 404}, {ErrUnknownHost, 404}, {ErrConflict, 409}, {ErrInvalid, 400}, {context.DeadlineExceeded, 504}, {other, 500},
-	} {
-		src.err = fmt.Errorf("move: %w", row.err)
-		err := c.Move(ctx, "u", "h")
-		var se *ServerError
-		if !errors.As(err, &se) || se.Status != row.status || err.Error() != src.err.Error() || row.err != other && !errors.Is(err, row.err) {
-			t.Errorf("%v arrives as %#v", row.err, err)
-		}
-	}
-	if _, err := c.Flows(ctx); err == nil {
-		t.Error("flows: no error")
-	}
-	if _, err := c.User(ctx, "nobody"); !errors.Is(err, ErrUnknownUser) || err.Error() != `unknown user "nobody"` {
-		t.Errorf("user: %v", err)
-	}
-	src.err = nil
-	for _, err := range []error{c.Move(ctx, "u", ""), c.Kick(ctx, ""), c.HostSet(ctx, "h", nil, nil)} {
-		if !errors.Is(err, ErrInvalid) {
-			t.Errorf("incomplete command: %v", err)
-		}
-	}
-	if err := c.Kick(ctx, strings.Repeat("x", maxBody)); !errors.Is(err, ErrInvalid) {
-		t.Errorf("body too large: %v", err)
 	}
 }
 
@@ -239,7 +174,7 @@ func TestHTTPIsForReading(t *testing.T) {
 			t.Errorf("%s: %d %s", path, status, body)
 		}
 	}
-	for _, path := range []string{"move", "kick", "host"} {
+	for _, path := range []string{"user/move", "user/kick", "host/add", "host/up", "host/drain", "flush/stop", "ring/add"} {
 		resp, err := http.Post(url+"/api/v1/"+path, "application/json", strings.NewReader(`{"user":"u","host":"h"}`))
 		if err != nil {
 			t.Fatal(err)
@@ -350,7 +285,10 @@ func TestStopDuringACommand(t *testing.T) {
 	ended := make(chan error, 1)
 	go func() { ended <- s.Run(ctx) }()
 	moved := make(chan error, 1)
-	go func() { moved <- NewClient(socket).Move(t.Context(), "u", "h") }()
+	go func() {
+		_, err := NewClient(socket).UserMove(t.Context(), "u", "10.2.0.11", true)
+		moved <- err
+	}()
 	<-src.block
 	cancel()
 	if err := <-ended; err != nil {

@@ -14,6 +14,7 @@ var kinds = []struct {
 }{
 	{ErrUnknownUser, "unknown_user", http.StatusNotFound},
 	{ErrUnknownHost, "unknown_host", http.StatusNotFound},
+	{ErrUnknownDirector, "unknown_director", http.StatusNotFound},
 	{ErrInvalid, "invalid", http.StatusBadRequest},
 	{ErrConflict, "conflict", http.StatusConflict},
 	{context.DeadlineExceeded, "timeout", http.StatusGatewayTimeout},

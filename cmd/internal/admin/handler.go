@@ -2,11 +2,13 @@ package admin
 
 import (
 	"bufio"
-	"context"
 	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
+	"net/netip"
+	"slices"
+	"strings"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/rs/zerolog"
@@ -31,30 +33,79 @@ func handler(cfg Config, commands bool) http.Handler {
 	mux.HandleFunc("GET /api/v1/map", a.userMap)
 	mux.HandleFunc("GET /api/v1/user", a.user)
 	mux.HandleFunc("GET /api/v1/flows", a.flows)
+	mux.HandleFunc("GET /api/v1/flush", a.flushes)
+	mux.HandleFunc("GET /api/v1/ring", a.ring)
+	mux.HandleFunc("GET /api/v1/orders", a.orders)
 	if commands {
-		mux.HandleFunc("POST /api/v1/move", a.move)
-		mux.HandleFunc("POST /api/v1/kick", a.kick)
-		mux.HandleFunc("POST /api/v1/host", a.host)
+		a.commands(mux)
 	}
 	return mux
 }
 
 func (a *api) status(w http.ResponseWriter, _ *http.Request) {
 	status := a.source.Status()
-	if status.Hosts == nil {
-		status.Hosts = []HostStatus{} // a list is a list in JSON, not null
-	}
+	status.Ring = a.source.Ring().Summary()
+	status.Hosts = listed(status.Hosts)
 	a.reply(w, status)
 }
 
-func (a *api) userMap(w http.ResponseWriter, _ *http.Request) {
-	list := a.source.Map()
-	for i := range list {
-		if list[i].Users == nil {
-			list[i].Users = []string{}
+// userMap lists everybody, the users of ?host=, or each ?user=; those without an entry are left out.
+func (a *api) userMap(w http.ResponseWriter, r *http.Request) {
+	query := r.URL.Query()
+	var list []MapEntry
+	if names := query["user"]; len(names) > 0 {
+		list = a.entriesOf(names)
+	} else {
+		list = a.source.Map()
+	}
+	if name := query.Get("host"); name != "" {
+		host, err := a.hostOf(name)
+		if err != nil {
+			a.refuse(w, r, err)
+			return
 		}
+		list = slices.DeleteFunc(list, func(e MapEntry) bool { return e.Host != host })
+	}
+	for i := range list {
+		list[i].Users = listed(list[i].Users)
 	}
 	replyList(w, list)
+}
+
+func (a *api) entriesOf(names []string) (list []MapEntry) {
+	for _, name := range names {
+		u, err := a.source.User(name)
+		if err != nil {
+			continue
+		}
+		list = append(list, MapEntry{
+			Hash: u.Hash, Users: u.Names, Tag: u.Tag, Host: u.Host, Sessions: len(u.Sessions), Moving: u.Moving, ExpiresAt: u.ExpiresAt,
+		})
+	}
+	return list
+}
+
+// hostOf finds a host by its address or name. An address need not be that of a known host: what
+// to do then is for the source to say.
+func (a *api) hostOf(text string) (netip.Addr, error) {
+	if addr, err := netip.ParseAddr(text); err == nil {
+		return addr.Unmap(), nil
+	}
+	var found []string
+	var addr netip.Addr
+	for _, h := range a.source.Status().Hosts {
+		if text != "" && strings.EqualFold(h.Name, text) {
+			addr = h.Address
+			found = append(found, addr.String())
+		}
+	}
+	switch len(found) {
+	case 0:
+		return addr, fmt.Errorf("%w: %q", ErrUnknownHost, text)
+	case 1:
+		return addr, nil
+	}
+	return addr, fmt.Errorf("%w: %s has several addresses, name one of them: %s", ErrInvalid, text, strings.Join(found, ", "))
 }
 
 func (a *api) user(w http.ResponseWriter, r *http.Request) {
@@ -69,12 +120,7 @@ func (a *api) user(w http.ResponseWriter, r *http.Request) {
 		a.refuse(w, r, err)
 		return
 	}
-	if user.Sessions == nil {
-		user.Sessions = []Session{}
-	}
-	if user.Names == nil {
-		user.Names = []string{}
-	}
+	user.Sessions, user.Names = listed(user.Sessions), listed(user.Names)
 	a.reply(w, user)
 }
 
@@ -87,68 +133,30 @@ func (a *api) flows(w http.ResponseWriter, r *http.Request) {
 	replyList(w, list)
 }
 
-func (a *api) move(w http.ResponseWriter, r *http.Request) {
-	var req moveRequest
-	a.command(w, r, &req, func(ctx context.Context) error {
-		if req.User == "" || req.Host == "" {
-			return fmt.Errorf("%w: a move needs user and host", ErrInvalid)
-		}
-		a.log.Info().Str("user", req.User).Str("host", req.Host).Msg("command: move")
-		return a.source.Move(ctx, req.User, req.Host)
-	})
-}
-
-func (a *api) kick(w http.ResponseWriter, r *http.Request) {
-	var req kickRequest
-	a.command(w, r, &req, func(ctx context.Context) error {
-		if req.User == "" {
-			return fmt.Errorf("%w: a kick needs user", ErrInvalid)
-		}
-		a.log.Info().Str("user", req.User).Msg("command: kick")
-		return a.source.Kick(ctx, req.User)
-	})
-}
-
-func (a *api) host(w http.ResponseWriter, r *http.Request) {
-	var req hostRequest
-	a.command(w, r, &req, func(ctx context.Context) error {
-		if req.Address == "" || req.Weight == nil && req.Up == nil {
-			return fmt.Errorf("%w: want address and weight or up", ErrInvalid)
-		}
-		e := a.log.Info().Str("host", req.Address)
-		if req.Weight != nil {
-			e = e.Int("weight", *req.Weight)
-		}
-		if req.Up != nil {
-			e = e.Bool("up", *req.Up)
-		}
-		e.Msg("command: host")
-		return a.source.HostSet(ctx, req.Address, req.Weight, req.Up)
-	})
-}
-
-// command reads the body into req and does it, for at most commandTimeout.
-func (a *api) command(w http.ResponseWriter, r *http.Request, req any, do func(context.Context) error) {
-	body := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxBody))
-	body.DisallowUnknownFields()
-	if err := body.Decode(req); err != nil {
-		a.refuse(w, r, fmt.Errorf("%w: %v", ErrInvalid, err))
-		return
-	}
-	ctx, cancel := context.WithTimeout(r.Context(), commandTimeout)
-	defer cancel()
-	if err := do(ctx); err != nil {
-		a.refuse(w, r, err)
-		return
-	}
-	a.reply(w, struct{}{})
-}
-
 func (a *api) reply(w http.ResponseWriter, v any) {
 	w.Header().Set("Content-Type", "application/json")
 	if err := json.NewEncoder(w).Encode(v); err != nil {
 		a.log.Debug().Err(err).Msg("admin reply was not read")
 	}
+}
+
+func (a *api) flushes(w http.ResponseWriter, _ *http.Request) { replyList(w, a.source.Flushes()) }
+
+func (a *api) ring(w http.ResponseWriter, _ *http.Request) { a.reply(w, a.source.Ring()) }
+
+func (a *api) orders(w http.ResponseWriter, _ *http.Request) {
+	o := a.source.Orders()
+	o.Hosts, o.Gone, o.Users, o.Drains = listed(o.Hosts), listed(o.Gone), listed(o.Users), listed(o.Drains)
+	o.DirectorsAdded, o.DirectorsRemoved = listed(o.DirectorsAdded), listed(o.DirectorsRemoved)
+	a.reply(w, o)
+}
+
+// listed makes a list of JSON of a nil slice.
+func listed[T any](list []T) []T {
+	if list == nil {
+		return []T{}
+	}
+	return list
 }
 
 // replyList writes one element after the other: json.Encoder would build the whole text of a

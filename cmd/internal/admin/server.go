@@ -13,7 +13,12 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
+
+	"usher/steer/unixsocket"
 )
+
+// ErrRunning means that another daemon answers on the socket.
+var ErrRunning = errors.New("another usher is running")
 
 // Timeouts and limits of the server. Its users are few; one that hangs must not cost anything.
 const (
@@ -26,6 +31,7 @@ const (
 	maxHeader         = 16 << 10
 	maxBody           = 64 << 10
 	maxConnections    = 64 // per listener
+	socketMode        = 0o600
 )
 
 // Config says where to serve what.
@@ -53,7 +59,10 @@ type served struct {
 func Listen(cfg Config) (*Server, error) {
 	s := &Server{log: cfg.Log}
 	if cfg.Socket != "" {
-		l, err := listenUnix(cfg.Socket)
+		l, err := unixsocket.Listen(cfg.Socket, socketMode)
+		if errors.Is(err, unixsocket.ErrInUse) {
+			err = fmt.Errorf("%w: %w", ErrRunning, err)
+		}
 		if err != nil {
 			return nil, fmt.Errorf("listen on the admin socket %s: %w", cfg.Socket, err)
 		}

@@ -122,7 +122,23 @@ func (a *app) show(v any, human func()) error {
 	return e.Encode(v)
 }
 
-// done is the answer of commands that have nothing else to tell.
+// replied shows the answer to an order. Its warnings go to stderr, so that they are seen in scripts, too.
+func (a *app) replied(r admin.Reply, format string, args ...any) error {
+	for _, w := range r.Warnings {
+		fmt.Fprintf(a.env.Stderr, "usher: warning: %s\n", w)
+	}
+	return a.show(r, func() { a.printf(format+"\n", args...) })
+}
+
+// agreed shows the answer to an order that is done here, and has started or finished in the ring.
+func (a *app) agreed(r admin.Reply, format string, args ...any) error {
+	if r.State == admin.Started {
+		format += "; the ring has not agreed yet"
+	}
+	return a.replied(r, format, args...)
+}
+
+// done is the answer of commands that do not ask the daemon and have nothing else to tell.
 func (a *app) done(format string, args ...any) error {
 	return a.show(map[string]bool{"ok": true}, func() { a.printf(format+"\n", args...) })
 }
@@ -135,11 +151,10 @@ carry the bytes of the sessions.
 Exit codes: 0 it worked, 1 it failed, 2 wrong usage, 3 the daemon cannot be reached.`,
 		a.serve(),
 		a.status(), a.userMap(), a.user(), a.flows(),
-		a.move(), a.kick(), a.host(),
-		a.probe(), a.config(), a.unpin(), a.demo(), a.version(),
+		a.host(), a.flush(), a.ring(), a.dump(),
+		a.probe(), a.config(), a.unpin(), a.demo(), a.man(), a.version(),
 	)
 	root.SilenceErrors, root.SilenceUsage = true, true
-	root.CompletionOptions.HiddenDefaultCmd = true
 	socket := a.env.Getenv(socketEnv)
 	if socket == "" {
 		socket = config.Default().Admin.Socket

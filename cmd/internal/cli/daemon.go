@@ -3,7 +3,6 @@ package cli
 import (
 	"fmt"
 	"net/netip"
-	"slices"
 	"strings"
 	"time"
 
@@ -48,71 +47,72 @@ func (a *app) printStatus(s admin.Status) {
 		a.printf(", program %s", clean(k.Program))
 	}
 	a.printf("\n")
+	a.printRingSummary(s)
+}
+
+// printRingSummary is one line, longer when something needs attention.
+func (a *app) printRingSummary(s admin.Status) {
+	r := s.Ring
+	a.printf("ring      ")
+	if r.Directors <= 1 {
+		a.printf("alone")
+	} else {
+		a.printf("%s, %s", count(r.Directors, "director"), ringState(r.Handshaked, r.Synced))
+	}
+	if r.Silent > 0 {
+		a.printf(", %d without an answer", r.Silent)
+	}
+	if n := s.Director.Moving; n > 0 {
+		a.printf("; %s being moved", count(n, "user"))
+	}
+	if n := s.Director.Waiting; n > 0 {
+		a.printf("; %s waiting", count(n, "login"))
+	}
+	if n := s.Director.Conflicts; n > 0 {
+		a.printf("; %s found on two hosts", count(n, "user"))
+	}
+	a.printf("\n")
+}
+
+// ringState is the word for both flags: what has not been handshaked cannot be synced.
+func ringState(handshaked, synced bool) string {
+	switch {
+	case !handshaked:
+		return "handshaking"
+	case !synced:
+		return "syncing"
+	}
+	return "synced"
 }
 
 func (a *app) userMap() *cobra.Command {
-	return &cobra.Command{
-		Use:   "map",
-		Short: "List all users and their hosts",
-		Args:  cobra.NoArgs,
-		RunE: func(c *cobra.Command, _ []string) error {
-			list, err := a.client().Map(c.Context())
+	var host string
+	c := &cobra.Command{
+		Use:   "map [USER...]",
+		Short: "List users and their hosts",
+		Long: `List all users and their hosts, or those on one host, or those that are named. It fails when
+a named user has no entry. The names of users are those seen by this director; others
+that the ring told of are there with their hash alone.`,
+		RunE: func(c *cobra.Command, args []string) error {
+			list, err := a.client().Map(c.Context(), host, args...)
 			if err != nil {
 				return err
 			}
-			return a.show(list, func() {
+			err = a.show(list, func() {
 				t := newTable("USER", ">HASH", "TAG", "HOST", ">SESSIONS", "EXPIRES")
 				for _, e := range list {
 					t.row(strings.Join(e.Users, ", "), e.Hash, e.Tag, addr(e.Host), e.Sessions, a.expiry(e.ExpiresAt, e.Moving))
 				}
 				t.write(a.env.Stdout)
 			})
-		},
-	}
-}
-
-func (a *app) user() *cobra.Command {
-	return &cobra.Command{
-		Use:   "user USER",
-		Short: "Show where a user is, and its sessions",
-		Long: `Show where a user is, and its sessions with the reason of those that are not in the
-kernel. USER is a name, or the hash of a user whose name is not known.`,
-		Args: cobra.ExactArgs(1),
-		RunE: func(c *cobra.Command, args []string) error {
-			u, err := a.client().User(c.Context(), args[0])
-			if err != nil {
-				return err
+			if missing := len(args) - len(list); err == nil && host == "" && missing > 0 {
+				err = fmt.Errorf("%d of %s without an entry", missing, count(len(args), "user"))
 			}
-			return a.show(u, func() { a.printUser(u) })
+			return err
 		},
 	}
-}
-
-func (a *app) printUser(u admin.User) {
-	line := func(name, value string) { a.printf("%-8s %s\n", name, value) }
-	line("user", clean(u.User))
-	line("hash", fmt.Sprint(u.Hash))
-	if others := slices.DeleteFunc(slices.Clone(u.Names), func(n string) bool { return n == u.User }); len(others) > 0 {
-		line("shared", "with "+clean(strings.Join(others, ", ")))
-	}
-	if u.Tag != "" {
-		line("tag", clean(u.Tag))
-	}
-	host := addr(u.Host)
-	if u.HashedHost != u.Host {
-		host += " (hashed: " + addr(u.HashedHost) + ")"
-	}
-	line("host", host)
-	line("expires", a.expiry(u.ExpiresAt, u.Moving))
-	if len(u.Sessions) == 0 {
-		return
-	}
-	a.printf("\n")
-	t := newTable("CLIENT", "BACKEND", "PROTOCOL", "MODE", ">AGE", ">IN", ">OUT", "STATE", "REASON")
-	for _, s := range u.Sessions {
-		t.row(addrPort(s.Client), addrPort(s.Backend), s.Protocol, s.Mode, span(a.env.Now().Sub(s.Since)), bytesText(s.BytesIn), bytesText(s.BytesOut), s.State, s.Reason)
-	}
-	t.write(a.env.Stdout)
+	c.Flags().StringVar(&host, "host", "", "only the users of this host, by its address or name")
+	return c
 }
 
 func (a *app) flows() *cobra.Command {
@@ -134,80 +134,6 @@ is from the client).`,
 				}
 				t.write(a.env.Stdout)
 			})
-		},
-	}
-}
-
-func (a *app) move() *cobra.Command {
-	return &cobra.Command{
-		Use:   "move USER HOST",
-		Short: "Move a user to another host",
-		Long: `Move a user to another host: its sessions end, and from then on it goes there. HOST is
-the address of a host, or its name. The command returns when that is done.`,
-		Args: cobra.ExactArgs(2),
-		RunE: func(c *cobra.Command, args []string) error {
-			if err := a.client().Move(c.Context(), args[0], args[1]); err != nil {
-				return err
-			}
-			return a.done("%s is on %s now", clean(args[0]), clean(args[1]))
-		},
-	}
-}
-
-func (a *app) kick() *cobra.Command {
-	return &cobra.Command{
-		Use:   "kick USER",
-		Short: "End all sessions of a user",
-		Args:  cobra.ExactArgs(1),
-		RunE: func(c *cobra.Command, args []string) error {
-			if err := a.client().Kick(c.Context(), args[0]); err != nil {
-				return err
-			}
-			return a.done("the sessions of %s are ended", clean(args[0]))
-		},
-	}
-}
-
-func (a *app) host() *cobra.Command {
-	var weight int
-	set := &cobra.Command{
-		Use:   "set ADDRESS --weight N",
-		Short: "Set the weight of a host",
-		Long: `Set the weight of a host: its share of the new users. With 0 it gets no new users; those
-it has stay. The configuration file is not changed.`,
-		Args: cobra.ExactArgs(1),
-		RunE: func(c *cobra.Command, args []string) error {
-			if weight < 0 {
-				return usageError("--weight must not be negative")
-			}
-			if err := a.client().HostSet(c.Context(), args[0], &weight, nil); err != nil {
-				return err
-			}
-			return a.done("%s has weight %d now", clean(args[0]), weight)
-		},
-	}
-	set.Flags().IntVar(&weight, "weight", 0, "0 to 1000")
-	if err := set.MarkFlagRequired("weight"); err != nil {
-		panic(err)
-	}
-	return group("host", "Change a host", "", set, a.hostUp("up", true), a.hostUp("down", false))
-}
-
-func (a *app) hostUp(word string, up bool) *cobra.Command {
-	long := "Let a host get new users again."
-	if !up {
-		long = "Give a host no new users. Its weight is kept, and the users it has stay."
-	}
-	return &cobra.Command{
-		Use:   word + " ADDRESS",
-		Short: "Mark a host as " + word,
-		Long:  long,
-		Args:  cobra.ExactArgs(1),
-		RunE: func(c *cobra.Command, args []string) error {
-			if err := a.client().HostSet(c.Context(), args[0], nil, &up); err != nil {
-				return err
-			}
-			return a.done("%s is %s now", clean(args[0]), word)
 		},
 	}
 }

@@ -1,8 +1,9 @@
 // Package cli is the usher command: what it is asked by words, and how it answers people and
 // scripts.
 //
-// A noun looks and never changes anything (status, map, user, flows); a verb changes something
-// (move, kick, host set). Each command prints tables for people, or with --json exactly what the
+// A noun looks and never changes anything (status, map, user NAME, flows, host list); a verb changes
+// something (user move, host down, flush). An order returns when it has begun and says whether it is
+// finished; --wait returns at the end and fails if the order failed. Each command prints tables for people, or with --json exactly what the
 // daemon's API says. Exit codes:
 //
 //	0  it worked

@@ -116,8 +116,9 @@ func (b *binder) environment(cfg *Config, environ []string) {
 			continue
 		}
 		dst := root.FieldByIndex(tableField.Index).FieldByIndex(field.Index)
-		if dst.Kind() == reflect.Slice {
-			bad("is a list, only single values can come from the environment")
+		_, isText := dst.Addr().Interface().(encoding.TextUnmarshaler)
+		if kind := dst.Kind(); !isText && !isScalar(dst) {
+			bad("is a %s, only single values can come from the environment", map[bool]string{true: "list", false: "table"}[kind == reflect.Slice])
 			continue
 		}
 		v, err := fromText(dst, value)

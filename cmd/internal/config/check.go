@@ -3,12 +3,10 @@ package config
 import (
 	"fmt"
 	"net/netip"
-	"net/url"
 	"path/filepath"
 	"strings"
 	"time"
 	"unicode"
-	"unicode/utf8"
 
 	"usher/director/placement"
 )
@@ -37,9 +35,11 @@ func (c *Config) check() Problems {
 	k.listeners()
 	k.tls()
 	k.auth()
+	k.limits()
 	k.steer()
 	k.path("dovecot.base_dir", c.Dovecot.BaseDir)
 	k.path("dovecot.ipc", c.Dovecot.IPC)
+	k.needs(c.Dovecot.IPC != "" && c.Dovecot.BaseDir == "", "dovecot.base_dir", "missing: ipc is where the sessions of its processes are kicked")
 	k.admin()
 	return k.problems
 }
@@ -72,6 +72,32 @@ func (k *checker) director() {
 		k.bad("director.ring_listen", "missing: with servers, the address for the other directors is needed, such as \"10.1.0.2:9090\"")
 	}
 	k.words("director.name", d.Name)
+	k.path("director.state_file", d.StateFile)
+	if d.RingListen.IsValid() && d.RingListen.Port() == 0 {
+		k.bad("director.ring_listen", "%v has no port, write \"10.1.0.2:9090\"", d.RingListen)
+	}
+	k.needs(d.RingListen.IsValid() && len(d.Servers) == 0, "director.servers", "missing: with ring_listen, list every director of the ring, this one included")
+	if d.RingTLS != nil {
+		k.ringTLS("director.ring_tls", *d.RingTLS)
+	}
+}
+
+func (k *checker) ringTLS(key string, t RingTLS) {
+	k.needs(len(k.Director.Servers) == 0, key, "there is no ring: director.servers is empty")
+	for _, file := range []struct{ name, path string }{{"certificate", t.Certificate}, {"key", t.Key}, {"ca", t.CA}} {
+		k.needs(file.path == "", key+"."+file.name, "missing: each director shows a certificate of the ring's CA")
+		k.path(key+"."+file.name, file.path)
+	}
+	seen := map[netip.Addr]bool{}
+	for i, a := range t.Plain {
+		key := fmt.Sprintf("%s.plain[%d]", key, i)
+		if !a.IsValid() || a.IsUnspecified() || a.IsMulticast() {
+			k.bad(key, "want the address of a director")
+			continue
+		}
+		k.needs(seen[a.Unmap()], key, "%v is listed twice", a)
+		seen[a.Unmap()] = true
+	}
 }
 
 func (k *checker) backends() {
@@ -118,102 +144,15 @@ func (k *checker) health(key string, h Health) {
 	k.atLeast(key+".timeout", h.Timeout, Duration(10*time.Millisecond))
 	k.between(key+".rise", h.Rise, 1, 1000)
 	k.between(key+".fall", h.Fall, 1, 1000)
+	k.between(key+".drain_rate", h.DrainRate, 0, maxMoves)
+	k.between(key+".flap_limit", h.FlapLimit, 0, 1000)
+	k.atLeast(key+".flap_window", h.FlapWindow, Duration(time.Second))
 	login := h.Check == "login"
 	k.needs(login && h.User == "", key+".user", "missing: check = \"login\" logs in with it")
 	k.needs(login && h.PasswordFile == "", key+".password_file", "missing: check = \"login\" logs in with it")
 	k.needs(!login && h.User != "", key+".user", "only check = \"login\" has a use for it")
 	k.needs(!login && h.PasswordFile != "", key+".password_file", "only check = \"login\" has a use for it")
 	k.path(key+".password_file", h.PasswordFile)
-}
-
-func (k *checker) listeners() {
-	if len(k.Listeners) == 0 && k.Dovecot.BaseDir == "" && !k.isSet("listener") {
-		k.bad("listener", "missing: at least one [[listener]] with protocol and address is needed")
-	}
-	for i, l := range k.Listeners {
-		key := fmt.Sprintf("listener[%d]", i)
-		k.needs(!k.isSet(key+".protocol"), key+".protocol", "missing: write \"imap\" or \"pop3\"")
-		k.needs(!k.isSet(key+".address"), key+".address", "missing: write \"[::]:143\", for example")
-		for j, other := range k.Listeners[:i] {
-			a, b := l.Address, other.Address
-			known := a.IsValid() && b.IsValid() || a.Systemd != "" && b.Systemd != ""
-			if known && (a.covers(b) || b.covers(a)) {
-				k.bad(key+".address", "%v is taken by listener[%d], %v", a, j, b)
-			}
-		}
-		if k.isSet(key + ".backend_port") {
-			k.between(key+".backend_port", l.BackendPort, 1, 65535)
-		} else if l.BackendPort == 0 && (l.Address.IsValid() || l.Address.Systemd != "") {
-			k.bad(key+".backend_port", "missing: %v does not tell a port", l.Address)
-		}
-		k.between(key+".max_connections", l.MaxConnections, 1, 10000000)
-	}
-}
-
-func (k *checker) tls() {
-	for i, l := range k.Listeners {
-		if l.TLS == "none" {
-			continue
-		}
-		k.needs(k.TLS.Certificate == "", "tls.certificate", "missing: listener[%d] has tls = %q", i, l.TLS)
-		k.needs(k.TLS.Key == "", "tls.key", "missing: listener[%d] has tls = %q", i, l.TLS)
-		break
-	}
-	k.path("tls.certificate", k.TLS.Certificate)
-	k.path("tls.key", k.TLS.Key)
-	if k.TLS.BackendCA != "insecure" {
-		k.path("tls.backend_ca", k.TLS.BackendCA)
-	}
-}
-
-func (k *checker) auth() {
-	a := k.Auth
-	// Each key that belongs to one driver is needed there (or not), and wrong elsewhere.
-	for _, own := range []struct {
-		driver, key, value string
-		needed             bool
-	}{
-		{"passwd-file", "file", a.File, true},
-		{"dovecot", "socket", a.Socket, true},
-		{"dovecot", "login_socket", a.LoginSocket, false},
-		{"http", "url", a.URL, true},
-	} {
-		key := "auth." + own.key
-		switch {
-		case own.driver != a.Driver && own.value != "":
-			k.bad(key, "belongs to driver = %q, but driver is %q", own.driver, a.Driver)
-		case own.driver == a.Driver && own.needed && own.value == "":
-			k.bad(key, "missing: driver = %q needs it", a.Driver)
-		}
-	}
-	k.path("auth.file", a.File)
-	k.path("auth.socket", a.Socket)
-	k.path("auth.login_socket", a.LoginSocket)
-	k.path("auth.master_password_file", a.MasterPasswordFile)
-	if u, err := url.Parse(a.URL); a.URL != "" && (err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "") {
-		k.bad("auth.url", "%q is no address of a web server, write \"http://127.0.0.1:9000/auth\"", a.URL)
-	}
-	if a.Driver == "static" {
-		if !a.NoPassword && !a.Host.IsValid() && !k.isSet("auth.host") {
-			k.bad("auth.nopassword", "driver = \"static\" verifies no password: write nopassword = true (the backend does) or name a fixed host")
-		}
-		if a.MasterUser != "" {
-			k.bad("auth.master_user", "with a master user the proxy must verify the user itself, which driver = \"static\" does not: anybody could be anybody")
-		}
-	} else {
-		k.needs(a.NoPassword, "auth.nopassword", "driver = %q verifies the password itself", a.Driver)
-		k.needs(a.Host.IsValid(), "auth.host", "belongs to driver = \"static\", but driver is %q", a.Driver)
-	}
-	if a.Host.IsValid() {
-		if err := checkHostAddr(a.Host); err != nil {
-			k.bad("auth.host", "%v", err)
-		}
-	}
-	k.needs(a.MasterUser != "" && a.MasterPasswordFile == "", "auth.master_password_file", "missing: master_user is set")
-	k.needs(a.MasterUser == "" && a.MasterPasswordFile != "", "auth.master_user", "missing: master_password_file is set")
-	if utf8.RuneCountInString(a.UserSeparator) > 1 || strings.ContainsFunc(a.UserSeparator, unicode.IsControl) {
-		k.bad("auth.user_separator", "%q is no separator, write one character or nothing", a.UserSeparator)
-	}
 }
 
 func (k *checker) steer() {

@@ -20,6 +20,7 @@ type Config struct {
 	Listeners []Listener `toml:"listener"`
 	TLS       TLS        `toml:"tls"`
 	Auth      Auth       `toml:"auth"`
+	Limits    Limits     `toml:"limits"`
 	Steer     Steer      `toml:"steer"`
 	Dovecot   Dovecot    `toml:"dovecot"`
 	Admin     Admin      `toml:"admin"`
@@ -44,6 +45,20 @@ type Director struct {
 	PingIdleTimeout  Duration       `toml:"ping_idle_timeout"`
 	PingMaxTimeout   Duration       `toml:"ping_max_timeout"`
 	OutputBufferSize Size           `toml:"output_buffer_size"`
+
+	// StateFile keeps what was ordered at run time (hosts, moved users, ring members) over a restart of
+	// the daemon; empty: it is forgotten.
+	StateFile string `toml:"state_file"`
+	// RingTLS wraps the ring's connections; nil: they are plain.
+	RingTLS *RingTLS `toml:"ring_tls"`
+}
+
+// RingTLS is [director.ring_tls]: mutual TLS between Ushers. Dovecot's directors know none of it.
+type RingTLS struct {
+	Certificate string       `toml:"certificate"` // of this director, shown to all others
+	Key         string       `toml:"key"`
+	CA          string       `toml:"ca"`    // signs the certificates of all members
+	Plain       []netip.Addr `toml:"plain"` // members whose connections stay plain: Dovecot's directors
 }
 
 // Backend is one [[backend]]: a group of hosts that are alike.
@@ -63,41 +78,13 @@ type Health struct {
 	Check        string   `toml:"check" oneof:"connect greeting login"`
 	User         string   `toml:"user"`
 	PasswordFile string   `toml:"password_file"`
-}
 
-// Listener is one [[listener]]: a listening socket.
-type Listener struct {
-	Protocol             string    `toml:"protocol" oneof:"imap pop3 submission lmtp sieve doveadm"`
-	Address              Listen    `toml:"address"`
-	TLS                  string    `toml:"tls" oneof:"none starttls implicit"`
-	BackendPort          int       `toml:"backend_port"` // the listener's own port when it was left out
-	BackendTLS           string    `toml:"backend_tls" oneof:"none starttls implicit"`
-	ProxyProtocolFrom    []Network `toml:"proxy_protocol_from"`
-	DisablePlaintextAuth bool      `toml:"disable_plaintext_auth"`
-	MaxConnections       int       `toml:"max_connections"` // before login
-}
-
-// TLS is [tls]: for the listeners and for the way to the backends.
-type TLS struct {
-	Certificate string `toml:"certificate"`
-	Key         string `toml:"key"`
-	MinVersion  string `toml:"min_version" oneof:"1.2 1.3"`
-	BackendCA   string `toml:"backend_ca"` // "": the system's, "insecure", or a file
-}
-
-// Auth is [auth]: who verifies the password, and how the proxy logs in at the backend.
-type Auth struct {
-	Driver             string     `toml:"driver" oneof:"static passwd-file dovecot http"`
-	NoPassword         bool       `toml:"nopassword"` // the backend verifies; default: true for static, false for the others
-	Host               netip.Addr `toml:"host"`       // static: one fixed host for everybody; the director is not asked
-	File               string     `toml:"file"`       // passwd-file
-	Socket             string     `toml:"socket"`     // dovecot: auth-userdb
-	LoginSocket        string     `toml:"login_socket"`
-	URL                string     `toml:"url"` // http
-	MasterUser         string     `toml:"master_user"`
-	MasterPasswordFile string     `toml:"master_password_file"`
-	UserSeparator      string     `toml:"user_separator"` // one character, or empty: names are not cut
-	TrustedNetworks    []Network  `toml:"trusted_networks"`
+	// DrainRate is how many users per second are moved away from a host that went down; 0: they stay.
+	DrainRate int `toml:"drain_rate"`
+	// FlapLimit is how many times down are forgiven, 0: always. A host that goes down more often is held
+	// down for FlapWindow, then for twice, four and eight times as long; each FlapWindow up forgives one.
+	FlapLimit  int      `toml:"flap_limit"`
+	FlapWindow Duration `toml:"flap_window"`
 }
 
 // Steer is [steer]: how the bytes go.
@@ -150,13 +137,15 @@ func Default() *Config {
 			PingIdleTimeout:  Duration(30 * time.Second),
 			PingMaxTimeout:   Duration(time.Minute),
 			OutputBufferSize: 10 << 20,
+			StateFile:        "/var/lib/usher/state.toml",
 		},
 		TLS: TLS{
 			Certificate: "/etc/usher/tls/cert.pem",
 			Key:         "/etc/usher/tls/key.pem",
 			MinVersion:  "1.2",
 		},
-		Auth: Auth{Driver: "static", NoPassword: true, UserSeparator: "*"},
+		Auth:   defaultAuth(),
+		Limits: defaultLimits(),
 		Steer: Steer{
 			Mode:        "auto",
 			PinPath:     "/sys/fs/bpf/usher",
@@ -181,13 +170,11 @@ func (h *Health) setDefaults() {
 		Rise:     2,
 		Fall:     3,
 		Check:    "greeting",
-	}
-}
 
-func (l *Listener) setDefaults() {
-	// StartTLS and no plain passwords are the reference's values: whoever forgets a line must
-	// not end up with passwords in the clear.
-	*l = Listener{TLS: "starttls", BackendTLS: "none", DisablePlaintextAuth: true, MaxConnections: 100000}
+		DrainRate:  10,
+		FlapLimit:  3,
+		FlapWindow: Duration(10 * time.Minute),
+	}
 }
 
 // Load reads the file at path with the environment of this process. The error is Problems when
@@ -242,9 +229,7 @@ func Parse(name string, data []byte, environ []string) (*Config, error) {
 
 // fillIn sets the defaults that depend on other keys.
 func (c *Config) fillIn() {
-	if c.Auth.Driver != "static" && !c.isSet("auth.nopassword") {
-		c.Auth.NoPassword = false
-	}
+	c.Auth.fillIn(c.isSet)
 	for i := range c.Listeners {
 		l := &c.Listeners[i]
 		if !c.isSet(fmt.Sprintf("listener[%d].backend_port", i)) {

@@ -46,15 +46,8 @@ func TestReferenceFile(t *testing.T) {
 	if cfg.Backends[0].Health == nil || cfg.Backends[0].Health.Fall != 3 {
 		t.Errorf("backend.health is %+v", cfg.Backends[0].Health)
 	}
-	var keys []string
-	for _, p := range cfg.Unbuilt() {
-		if p.Line == 0 {
-			t.Errorf("no line in %v", p)
-		}
-		keys = append(keys, p.Key)
-	}
-	if diff := cmp.Diff([]string{"backend[0].health", "listener[0].tls"}, keys); diff != "" {
-		t.Errorf("keys that are not built yet (-want +got):\n%s", diff)
+	if ps := cfg.Unbuilt(); len(ps) > 0 {
+		t.Errorf("not built: %v", ps)
 	}
 }
 
@@ -82,10 +75,14 @@ func TestReferenceFileStatesTheDefaults(t *testing.T) {
 			cmp.Transformer("empty", func(s []string) int { return len(s) }),
 			cmp.Transformer("empty", func(s []RingServer) int { return len(s) }),
 			cmp.Transformer("empty", func(s []Network) int { return len(s) }),
-			cmp.Transformer("empty", func(s []netip.Addr) int { return len(s) })}
+			cmp.Transformer("empty", func(s []netip.Addr) int { return len(s) }),
+			cmp.Transformer("empty", func(s []Pair) int { return len(s) })}
 		if diff := cmp.Diff(c.want, c.got, opts); diff != "" {
 			t.Errorf("[%s] (-default +reference):\n%s", c.name, diff)
 		}
+	}
+	if diff := cmp.Diff(want.Limits, cfg.Limits); diff != "" {
+		t.Errorf("[limits] (-default +reference):\n%s", diff)
 	}
 	var health Health
 	health.setDefaults()
@@ -127,13 +124,25 @@ func TestNoPasswordDependsOnTheDriver(t *testing.T) {
 	}
 }
 
+func TestLoginSocketIsBesideTheOther(t *testing.T) {
+	for text, want := range map[string]string{
+		"socket = \"/run/dovecot/auth-userdb\"":                                              "/run/dovecot/auth-login",
+		"socket = \"/run/dovecot/auth-userdb\"\nlogin_socket = \"/run/dovecot/login/login\"": "/run/dovecot/login/login",
+		"login_socket = \"/x\"":                                                              "/x",
+	} {
+		if got := parse(t, good+"[auth]\ndriver = \"dovecot\"\n"+text+"\n").Auth.LoginSocket; got != want {
+			t.Errorf("%s: login_socket is %q, want %q", text, got, want)
+		}
+	}
+}
+
 func TestEnvironment(t *testing.T) {
 	cfg := parse(t, good,
 		"USHER_DIRECTOR_NAME=mail1", "USHER_STEER_MODE=copy", "USHER_STEER_MAX_FLOWS=64",
-		"USHER_DIRECTOR_USER_EXPIRE=1h", "USHER_STEER_CLSACT=true", "USHER_ADMIN_HTTP=",
+		"USHER_DIRECTOR_USER_EXPIRE=1h", "USHER_STEER_CLSACT=true", "USHER_ADMIN_HTTP=", "USHER_LIMITS_LINE=4K",
 		"USHER_SOCKET=/elsewhere", "USHER_UNRELATED_THING=1", "PATH=/bin")
-	got := []any{cfg.Director.Name, cfg.Steer.Mode, cfg.Steer.MaxFlows, cfg.Director.UserExpire.String(), cfg.Steer.ClsAct, cfg.Admin.HTTP.IsValid()}
-	want := []any{"mail1", "copy", 64, "1h", true, false}
+	got := []any{cfg.Director.Name, cfg.Steer.Mode, cfg.Steer.MaxFlows, cfg.Director.UserExpire.String(), cfg.Steer.ClsAct, cfg.Admin.HTTP.IsValid(), cfg.Limits.Line}
+	want := []any{"mail1", "copy", 64, "1h", true, false, Size(4096)}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
@@ -145,6 +154,9 @@ func TestMissingFiles(t *testing.T) {
 	text := strings.Replace(good, `"none"`, `"implicit"`, 1) + `[tls]
 certificate = "` + filepath.Join(dir, "cert.pem") + `"
 key = "` + users + `"
+[[tls.pair]]
+certificate = "` + users + `"
+key = "` + filepath.Join(dir, "key.pem") + `"
 [auth]
 driver = "passwd-file"
 file = "` + users + `"
@@ -156,7 +168,7 @@ file = "` + users + `"
 	for _, p := range parse(t, text).Missing() {
 		keys = append(keys, p.Key)
 	}
-	if diff := cmp.Diff([]string{"tls.certificate"}, keys); diff != "" {
+	if diff := cmp.Diff([]string{"tls.certificate", "tls.pair[0].key"}, keys); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 }

@@ -138,15 +138,12 @@ func (c *Config) Hosts(ctx context.Context, r Resolver) ([]Host, error) {
 			if spec.Name == "" {
 				continue
 			}
-			addrs, err := r.LookupNetIP(ctx, "ip", spec.Name)
-			if err == nil && len(addrs) == 0 {
-				err = errors.New("it has no address")
-			}
+			addrs, err := addressesOf(ctx, r, spec.Name)
 			if err != nil {
 				errs = append(errs, fmt.Errorf("resolve backend %s: %w", spec.Name, err))
 			}
 			for _, addr := range addrs {
-				add(Host{Addr: addr.Unmap(), Name: spec.Name, Tag: b.Tag, Weight: b.Weight})
+				add(Host{Addr: addr, Name: spec.Name, Tag: b.Tag, Weight: b.Weight})
 			}
 		}
 	}

@@ -2,6 +2,8 @@ package config
 
 import (
 	"fmt"
+	"net/netip"
+	"net/url"
 	"os"
 	"slices"
 )
@@ -20,24 +22,11 @@ func (c *Config) Unbuilt() Problems {
 		}
 	}
 	const yet = "not built yet: "
-	no(len(c.Director.Servers) > 0, "director.servers", yet+"there is no ring of directors; leave it empty")
-	no(c.Director.RingListen.IsValid(), "director.ring_listen", yet+"there is no ring of directors; leave it empty")
-	no(c.Director.FlushSocket != "", "director.flush_socket", yet+"leave it empty")
-	for i, b := range c.Backends {
-		no(b.Health != nil, fmt.Sprintf("backend[%d].health", i), yet+"there are no health checks; leave the table out")
-	}
 	for i, l := range c.Listeners {
 		key := fmt.Sprintf("listener[%d]", i)
-		no(l.Protocol != "imap" && l.Protocol != "pop3", key+".protocol", yet+"%q; write \"imap\" or \"pop3\"", l.Protocol)
+		no(l.Protocol == "doveadm", key+".protocol", yet+"%q", l.Protocol)
 		no(l.Address.Systemd != "", key+".address", yet+"sockets from systemd; write an address and port")
-		no(l.TLS != "none", key+".tls", yet+"%q%s; write tls = \"none\"", l.TLS, c.byDefault(key+".tls"))
-		no(l.BackendTLS != "none", key+".backend_tls", yet+"%q; write backend_tls = \"none\"", l.BackendTLS)
-		no(len(l.ProxyProtocolFrom) > 0, key+".proxy_protocol_from", yet+"leave it empty")
 	}
-	drivers := []string{"static", "passwd-file"}
-	no(!slices.Contains(drivers, c.Auth.Driver), "auth.driver", yet+"%q; write %s", c.Auth.Driver, alternatives(drivers))
-	no(c.Dovecot.BaseDir != "", "dovecot.base_dir", yet+"leave it empty")
-	no(c.Dovecot.IPC != "", "dovecot.ipc", yet+"leave it empty")
 	ps.sort(c.file)
 	return ps
 }
@@ -53,17 +42,29 @@ func (c *Config) Missing() Problems {
 			ps = append(ps, c.problem(key, "%v", err))
 		}
 	}
-	var tls, backendTLS bool
-	for _, l := range c.Listeners {
-		tls = tls || l.TLS != "none"
-		backendTLS = backendTLS || l.BackendTLS != "none"
-	}
 	// The defaults of [tls] need not exist as long as nobody listens with TLS.
+	_, tls := c.hasTLS()
 	file(tls, "tls.certificate", c.TLS.Certificate)
 	file(tls, "tls.key", c.TLS.Key)
-	file(backendTLS && c.TLS.BackendCA != "insecure", "tls.backend_ca", c.TLS.BackendCA)
+	file(tls, "tls.staple", c.TLS.Staple)
+	file(tls, "tls.client_ca", c.TLS.ClientCA)
+	for i, p := range c.TLS.Pairs {
+		key := fmt.Sprintf("tls.pair[%d]", i)
+		file(tls, key+".certificate", p.Certificate)
+		file(tls, key+".key", p.Key)
+		file(tls, key+".staple", p.Staple)
+	}
+	// A user database may want TLS with a backend although no listener does.
+	file(c.TLS.BackendCA != "insecure", "tls.backend_ca", c.TLS.BackendCA)
 	file(true, "auth.file", c.Auth.File)
 	file(true, "auth.master_password_file", c.Auth.MasterPasswordFile)
+	file(true, "auth.ca", c.Auth.CA)
+	file(true, "auth.header_file", c.Auth.HeaderFile)
+	if t := c.Director.RingTLS; t != nil {
+		file(true, "director.ring_tls.certificate", t.Certificate)
+		file(true, "director.ring_tls.key", t.Key)
+		file(true, "director.ring_tls.ca", t.CA)
+	}
 	for i, b := range c.Backends {
 		if b.Health != nil {
 			file(true, fmt.Sprintf("backend[%d].health.password_file", i), b.Health.PasswordFile)
@@ -93,7 +94,11 @@ func (c *Config) Warnings() Problems {
 	var ps Problems
 	for i, l := range c.Listeners {
 		a := l.Address.Addr()
-		if l.TLS == "none" && l.DisablePlaintextAuth && len(c.Auth.TrustedNetworks) == 0 && !a.IsLoopback() {
+		if slices.ContainsFunc(l.ProxyProtocolFrom, func(n Network) bool { return n.Bits() == 0 }) {
+			key := fmt.Sprintf("listener[%d].proxy_protocol_from", i)
+			ps = append(ps, c.problem(key, "everybody may say who they are: name the networks of the load balancers"))
+		}
+		if l.Protocol != "lmtp" && l.TLS == "none" && l.DisablePlaintextAuth && len(c.Auth.TrustedNetworks) == 0 && !a.IsLoopback() {
 			key := fmt.Sprintf("listener[%d].disable_plaintext_auth", i)
 			ps = append(ps, c.problem(key, "true%s without TLS: only clients on this machine can log in, as auth.trusted_networks is empty", c.byDefault(key)))
 		}
@@ -101,11 +106,25 @@ func (c *Config) Warnings() Problems {
 	if h := c.Admin.HTTP; h.IsValid() && !h.Addr().IsLoopback() {
 		ps = append(ps, c.problem("admin.http", "%v can be reached from other machines, and shows the names of users to everybody", h))
 	}
+	if n := len(c.Director.Servers); n > 1 && c.Director.RingTLS == nil {
+		if a := c.Director.RingListen.Addr(); !a.IsLoopback() {
+			ps = append(ps, c.problem("director.ring_listen", "the ring is not encrypted, and who can send from the address of a director commands it; see ring_tls"))
+		}
+	}
+	if u, err := url.Parse(c.Auth.URL); err == nil && u.Scheme == "http" && !isLoopback(u.Hostname()) {
+		ps = append(ps, c.problem("auth.url", "passwords go there without TLS"))
+	}
 	if c.TLS.BackendCA == "insecure" {
 		ps = append(ps, c.problem("tls.backend_ca", "the certificates of the backends are not verified"))
 	}
 	ps.sort(c.file)
 	return ps
+}
+
+// isLoopback goes by what is written; no name is looked up.
+func isLoopback(host string) bool {
+	a, err := netip.ParseAddr(host)
+	return host == "localhost" || err == nil && a.IsLoopback()
 }
 
 // byDefault tells people about a value that they did not write.

@@ -62,15 +62,15 @@ func (d *demo) loginStep() step {
 }
 
 func (d *demo) moveStep() step {
-	return step{actMove, fmt.Sprintf("usher move %s: its sessions stop, it comes back elsewhere", d.moved()), 1.8, d.move}
+	return step{actMove, fmt.Sprintf("usher user move %s: its sessions stop, it comes back elsewhere", d.moved()), 1.8, d.move}
 }
 
 func (d *demo) kickStep() step {
-	return step{actKick, fmt.Sprintf("usher kick %s: its sessions stop, it may come back at once", d.kicked()), 1.4, d.kick}
+	return step{actKick, fmt.Sprintf("usher user kick %s: its sessions stop, it may come back at once", d.kicked()), 1.4, d.kick}
 }
 
 func (d *demo) weightStep() step {
-	return step{actWeight, fmt.Sprintf("usher host set %v --weight 0: new users go elsewhere", d.site.Hosts[1]), 1.6, d.weight}
+	return step{actWeight, fmt.Sprintf("usher host update %v 0: new users go elsewhere", d.site.Hosts[1]), 1.6, d.weight}
 }
 
 func (d *demo) downStep() step {
@@ -165,7 +165,10 @@ func (d *demo) move(ctx context.Context, _ time.Time) (string, error) {
 		return "", err
 	}
 	to := d.site.Hosts[(slices.Index(d.site.Hosts, from.Host)+1)%len(d.site.Hosts)]
-	stopped, back, err := d.endAndReturn(ctx, name, to, func() error { return d.site.Admin.Move(ctx, name, to.String()) })
+	stopped, back, err := d.endAndReturn(ctx, name, to, func() error {
+		_, err := d.site.Admin.UserMove(ctx, name, to.String(), true)
+		return err
+	})
 	return fmt.Sprintf("%s: %s stopped (%s), back on %v (%s)", name, some(d.o.Sessions, "session"), brief(stopped), to, brief(back)), err
 }
 
@@ -175,7 +178,10 @@ func (d *demo) kick(ctx context.Context, _ time.Time) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	stopped, back, err := d.endAndReturn(ctx, name, before.Host, func() error { return d.site.Admin.Kick(ctx, name) })
+	stopped, back, err := d.endAndReturn(ctx, name, before.Host, func() error {
+		_, err := d.site.Admin.UserKick(ctx, name)
+		return err
+	})
 	return fmt.Sprintf("%s: %s stopped (%s), back on %v (%s)", name, some(d.o.Sessions, "session"), brief(stopped), before.Host, brief(back)), err
 }
 
@@ -222,8 +228,7 @@ func (d *demo) endAndReturn(ctx context.Context, name string, at netip.Addr, ord
 
 // weight takes a host out of the choice for new users.
 func (d *demo) weight(ctx context.Context, until time.Time) (string, error) {
-	zero := 0
-	if err := d.site.Admin.HostSet(ctx, d.site.Hosts[1].String(), &zero, nil); err != nil {
+	if _, err := d.site.Admin.HostUpdate(ctx, d.site.Hosts[1].String(), 0, false); err != nil {
 		return "", err
 	}
 	n, err := d.comeNew(ctx, "late", until, d.site.Hosts[1])
@@ -232,19 +237,18 @@ func (d *demo) weight(ctx context.Context, until time.Time) (string, error) {
 
 // down takes a second one out, and puts both back.
 func (d *demo) down(ctx context.Context, until time.Time) (string, error) {
-	up, weight := false, 100
-	if err := d.site.Admin.HostSet(ctx, d.site.Hosts[2].String(), nil, &up); err != nil {
+	if _, err := d.site.Admin.HostUp(ctx, d.site.Hosts[2].String(), false, false); err != nil {
 		return "", err
 	}
 	n, err := d.comeNew(ctx, "last", until, d.site.Hosts[1], d.site.Hosts[2])
 	if err != nil {
 		return "", err
 	}
-	up = true
-	for _, h := range d.site.Hosts[1:] {
-		if err := d.site.Admin.HostSet(ctx, h.String(), &weight, &up); err != nil {
-			return "", err
-		}
+	if _, err := d.site.Admin.HostUpdate(ctx, d.site.Hosts[1].String(), 100, false); err != nil {
+		return "", err
+	}
+	if _, err := d.site.Admin.HostUp(ctx, d.site.Hosts[2].String(), true, false); err != nil {
+		return "", err
 	}
 	return fmt.Sprintf("%d new users, all on %v; then both are put back", n[0], d.site.Hosts[0]), nil
 }

@@ -54,12 +54,11 @@ func sits(all seats, name string, at netip.Addr, n int) error {
 // memory is what the daemon knows about users and sessions: to be compared with what another one knows.
 type memory struct {
 	hosts    map[string]netip.Addr // of each user
-	hashed   map[string]netip.Addr // where it would be without an entry
 	sessions map[string]string     // ends of each session → its user
 }
 
 func (d *demo) memory(ctx context.Context) (memory, error) {
-	m := memory{map[string]netip.Addr{}, map[string]netip.Addr{}, map[string]string{}}
+	m := memory{hosts: map[string]netip.Addr{}, sessions: map[string]string{}}
 	for _, g := range d.fleet.all() {
 		if _, known := m.hosts[g.user]; known {
 			continue
@@ -68,7 +67,7 @@ func (d *demo) memory(ctx context.Context) (memory, error) {
 		if err != nil {
 			return m, err
 		}
-		m.hosts[g.user], m.hashed[g.user] = u.Host, u.HashedHost
+		m.hosts[g.user] = u.Host
 		for _, s := range u.Sessions {
 			m.sessions[fmt.Sprintf("%v-%v", s.Client, s.Backend)] = s.User
 		}

@@ -23,7 +23,6 @@ const (
 	errNUL     fault = "NUL in a string."
 	errCommand fault = "Unknown command before login."
 	errBase64  fault = "Invalid base64 data."
-	errPlain   fault = "Invalid PLAIN message."
 	errAborted fault = "Authentication aborted by client."
 )
 

@@ -1,13 +1,16 @@
 // Package imap is the dialogue with an IMAP client until it is logged in (RFC 3501 sections 6.1 and 6.2).
 //
-// It announces what holds before login and can be kept without asking a backend: SASL-IR (RFC 4959), LITERAL+ (RFC 7888)
-// and ID (RFC 2971). What holds afterwards is the backend's to say, with its own reply to the login.
+// It announces what holds before login and can be kept without asking a backend: SASL-IR (RFC 4959), LITERAL+ (RFC 7888),
+// ID (RFC 2971) and STARTTLS. What holds afterwards is the backend's to say, with its own reply to the login.
 package imap
 
 import (
+	"encoding/base64"
+	"errors"
 	"fmt"
 	"io"
 	"net"
+	"strings"
 
 	"usher/steer/prelogin"
 	"usher/steer/sasl"
@@ -15,33 +18,35 @@ import (
 
 // dialogue is the IMAP side of a prelogin.Talk.
 type dialogue struct {
-	talk      *prelogin.Talk
-	plaintext bool
-	tag       string // of the last attempt
+	talk *prelogin.Talk
+	tag  string // of the last attempt
 }
 
 // New makes the Dialogue with the client behind conn. Nothing is written before the first Next.
 func New(conn net.Conn, cfg prelogin.Config) prelogin.Dialogue {
-	d := &dialogue{plaintext: !cfg.DisablePlaintext}
-	text := cfg.Greeting
-	if text == "" {
-		text = "Usher ready."
-	}
-	d.talk = prelogin.NewTalk(conn, cfg.Limits, prelogin.Protocol{
-		Greeting: "* OK [CAPABILITY " + d.capabilities() + "] " + text + "\r\n",
-		Bye:      "* BYE ",
+	d := &dialogue{}
+	d.talk = prelogin.NewTalk(conn, cfg, prelogin.Protocol{
+		Greeting: func() string { return "* OK [CAPABILITY " + d.capabilities() + "] " + cfg.Welcome() + "\r\n" },
+		Bye:      func(text string) string { return "* BYE " + text + "\r\n" },
 		Command:  d.command,
+		Ask:      d.ask,
 		Refusal:  d.refusal,
 	})
 	return d.talk
 }
 
 func (d *dialogue) capabilities() string {
-	const always = "IMAP4rev1 SASL-IR LITERAL+ ID"
-	if !d.plaintext {
-		return always + " LOGINDISABLED"
+	all := "IMAP4rev1 SASL-IR LITERAL+ ID"
+	if d.talk.StartsTLS() {
+		all += " STARTTLS"
 	}
-	return always + " AUTH=PLAIN"
+	if !d.talk.Plaintext() {
+		all += " LOGINDISABLED"
+	}
+	for _, mechanism := range d.talk.Mechanisms() {
+		all += " AUTH=" + mechanism
+	}
+	return all
 }
 
 // command reads and answers one.
@@ -64,6 +69,10 @@ func (d *dialogue) command() (*prelogin.Login, error) {
 		case "ID":
 			err = p.parameters()
 		case "CAPABILITY", "NOOP", "LOGOUT":
+		case "STARTTLS":
+			if !d.talk.StartsTLS() {
+				err = errCommand
+			}
 		default:
 			err = errCommand
 		}
@@ -79,6 +88,8 @@ func (d *dialogue) command() (*prelogin.Login, error) {
 		return nil, d.talk.Say("* CAPABILITY " + d.capabilities() + "\r\n" + tag + " OK Capability completed.\r\n")
 	case "ID":
 		return nil, d.talk.Say("* ID (\"name\" \"Usher\")\r\n" + tag + " OK ID completed.\r\n")
+	case "STARTTLS":
+		return nil, d.talk.StartTLS(tag + " OK Begin TLS negotiation now.\r\n")
 	case "LOGOUT":
 		if err := d.talk.Say("* BYE Logging out\r\n" + tag + " OK Logout completed.\r\n"); err != nil {
 			return nil, err
@@ -128,11 +139,11 @@ func (d *dialogue) read() ([]byte, error) {
 
 func (d *dialogue) takesLiterals(line []byte) bool {
 	_, name, err := (&parser{rest: line}).head()
-	return err == nil && (name == "ID" || name == "LOGIN" && d.plaintext)
+	return err == nil && (name == "ID" || name == "LOGIN" && d.talk.Plaintext())
 }
 
 func (d *dialogue) login(tag string, p *parser) (*prelogin.Login, error) {
-	if !d.plaintext {
+	if !d.talk.Plaintext() {
 		return nil, d.private(tag)
 	}
 	user, err := p.argument()
@@ -165,32 +176,46 @@ func (d *dialogue) authenticate(tag string, p *parser) (*prelogin.Login, error) 
 			return nil, d.bad(tag, errArgs)
 		}
 	}
-	if !sasl.IsPlain(mechanism) {
+	mechanism = strings.ToUpper(mechanism)
+	switch d.talk.Offer(mechanism) {
+	case prelogin.Unknown:
 		return nil, d.talk.Say(tag + " NO Unsupported authentication mechanism.\r\n")
-	}
-	if !d.plaintext {
+	case prelogin.Private:
 		return nil, d.private(tag)
 	}
-	if !initial {
-		if err := d.talk.Say("+ \r\n"); err != nil {
-			return nil, err
+	var first []byte
+	if initial {
+		message, err := sasl.Decode(response)
+		if err != nil {
+			return nil, d.bad(tag, errBase64)
 		}
-		if response, err = d.talk.Line(); err != nil {
-			return nil, err
-		}
-		if string(response) == "*" {
-			return nil, d.talk.Say(tag + " BAD " + errAborted.Error() + "\r\n")
-		}
+		first = append([]byte{}, message...) // an empty one, and not none
 	}
-	message, err := sasl.Decode(response)
-	if err != nil {
+	login, err := d.talk.Authenticate(mechanism, first)
+	switch {
+	case errors.Is(err, sasl.ErrAborted):
+		return nil, d.talk.Say(tag + " BAD " + errAborted.Error() + "\r\n")
+	case errors.Is(err, sasl.ErrBase64):
 		return nil, d.bad(tag, errBase64)
+	case errors.Is(err, sasl.ErrMessage):
+		return nil, d.bad(tag, fault("Invalid "+mechanism+" message."))
+	case err != nil:
+		return nil, err
 	}
-	plain, err := sasl.DecodePlain(message)
+	login.Tag = tag
+	return d.attempt(*login), nil
+}
+
+// ask is one step of a SASL exchange.
+func (d *dialogue) ask(challenge []byte) ([]byte, error) {
+	if err := d.talk.Say("+ " + base64.StdEncoding.EncodeToString(challenge) + "\r\n"); err != nil {
+		return nil, err
+	}
+	response, err := d.talk.Line()
 	if err != nil {
-		return nil, d.bad(tag, errPlain)
+		return nil, err
 	}
-	return d.attempt(prelogin.Login{User: plain.Authcid, Password: plain.Password, Authzid: plain.Authzid, Mechanism: "PLAIN", Tag: tag}), nil
+	return sasl.Answer(response)
 }
 
 // attempt remembers whom a refusal will answer.

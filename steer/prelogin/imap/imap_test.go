@@ -204,7 +204,7 @@ func TestResidualTCP(t *testing.T) {
 	for _, want := range []string{"wrong", "right"} {
 		login, err := d.Next(t.Context())
 		if err != nil || login.Password != want {
-			t.Fatalf("got %q, %v", login, err)
+			t.Fatalf("got %+v, %v", login, err)
 		}
 		if want == "wrong" {
 			if err := d.Refuse(prelogin.Refusal{Kind: prelogin.AuthFailed}); err != nil {

@@ -55,17 +55,17 @@ func FuzzDialogue(f *testing.F) {
 		f.Add([]byte(seed), uint8(1), uint8(1))
 	}
 	f.Fuzz(func(t *testing.T, data []byte, size, accepted uint8) {
-		cfg := prelogin.Config{Limits: prelogin.Limits{Line: 128, Bytes: 1024, Commands: 16}}
+		cfg := prelogin.Config{Mechanisms: sasl.Mechanisms, Limits: prelogin.Limits{Line: 128, Bytes: 1024, Commands: 16}}
 		whole := play(t, scriptconn.New(string(data)), cfg, int(accepted))
 		if parts := play(t, scriptconn.Bytewise(int(size)+1, string(data)), cfg, int(accepted)); fmt.Sprint(whole) != fmt.Sprint(parts) {
-			t.Errorf("in one segment:\n%q\nin segments of %d:\n%q", whole, size+1, parts)
+			t.Errorf("in one segment:\n%+v\nin segments of %d:\n%+v", whole, size+1, parts)
 		}
 		if !strings.HasSuffix(string(data), whole.rest) {
 			t.Errorf("rest %q is not the end of the input", whole.rest)
 		}
 		for _, l := range whole.logins {
 			if l.User == "" || !sasl.Allowed(l.User+l.Password+l.Authzid) {
-				t.Errorf("login %q", l)
+				t.Errorf("login %+v", l)
 			}
 		}
 		if !strings.HasSuffix(whole.written, "\r\n") || strings.ContainsAny(strings.ReplaceAll(whole.written, "\r\n", ""), "\r\n\x00") {

@@ -4,6 +4,8 @@ package pop3
 
 import (
 	"bytes"
+	"encoding/base64"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -15,22 +17,18 @@ import (
 
 // dialogue is the POP3 side of a prelogin.Talk.
 type dialogue struct {
-	talk      *prelogin.Talk
-	plaintext bool
-	user      string // of USER, until the next PASS
+	talk *prelogin.Talk
+	user string // of USER, until the next PASS
 }
 
 // New makes the Dialogue with the client behind conn. Nothing is written before the first Next.
 func New(conn net.Conn, cfg prelogin.Config) prelogin.Dialogue {
-	d := &dialogue{plaintext: !cfg.DisablePlaintext}
-	text := cfg.Greeting
-	if text == "" {
-		text = "Usher ready."
-	}
-	d.talk = prelogin.NewTalk(conn, cfg.Limits, prelogin.Protocol{
-		Greeting: "+OK " + text + "\r\n",
-		Bye:      "-ERR ",
+	d := &dialogue{}
+	d.talk = prelogin.NewTalk(conn, cfg, prelogin.Protocol{
+		Greeting: func() string { return "+OK " + cfg.Welcome() + "\r\n" },
+		Bye:      func(text string) string { return "-ERR " + text + "\r\n" },
 		Command:  d.command,
+		Ask:      d.ask,
 		Refusal:  refusal,
 	})
 	return d.talk
@@ -39,11 +37,17 @@ func New(conn net.Conn, cfg prelogin.Config) prelogin.Dialogue {
 // capabilities has TOP and UIDL although they are the backend's: RFC 2449 sections 6.1 and 6.8 want them announced in both
 // states, and clients that ask only before login would do without them.
 func (d *dialogue) capabilities() string {
-	const always = "CAPA\r\nTOP\r\nUIDL\r\nRESP-CODES\r\nPIPELINING\r\nAUTH-RESP-CODE\r\n"
-	if !d.plaintext {
-		return always
+	all := "CAPA\r\nTOP\r\nUIDL\r\nRESP-CODES\r\nPIPELINING\r\nAUTH-RESP-CODE\r\n"
+	if d.talk.StartsTLS() {
+		all += "STLS\r\n"
 	}
-	return always + "USER\r\nSASL PLAIN\r\n"
+	if d.talk.Plaintext() {
+		all += "USER\r\n"
+	}
+	if offered := d.talk.Mechanisms(); len(offered) > 0 {
+		all += "SASL " + strings.Join(offered, " ") + "\r\n"
+	}
+	return all
 }
 
 // command reads and answers one.
@@ -72,6 +76,11 @@ func (d *dialogue) command() (*prelogin.Login, error) {
 	switch name {
 	case "CAPA":
 		return nil, d.talk.Say("+OK\r\n" + d.capabilities() + ".\r\n")
+	case "STLS":
+		if d.talk.StartsTLS() {
+			d.user = "" // it was said in plaintext
+			return nil, d.talk.StartTLS("+OK Begin TLS negotiation now.\r\n")
+		}
 	case "NOOP":
 		return nil, d.talk.Say("+OK\r\n")
 	case "QUIT":
@@ -90,7 +99,7 @@ func split(line []byte) (name, argument string) {
 }
 
 func (d *dialogue) name(user string) error {
-	if !d.plaintext {
+	if !d.talk.Plaintext() {
 		return d.private()
 	}
 	if user == "" {
@@ -101,7 +110,7 @@ func (d *dialogue) name(user string) error {
 }
 
 func (d *dialogue) password(password string) (*prelogin.Login, error) {
-	if !d.plaintext {
+	if !d.talk.Plaintext() {
 		return nil, d.private()
 	}
 	if d.user == "" {
@@ -113,42 +122,52 @@ func (d *dialogue) password(password string) (*prelogin.Login, error) {
 }
 
 func (d *dialogue) mechanisms() error {
-	if !d.plaintext {
-		return d.talk.Say("+OK\r\n.\r\n")
+	answer := "+OK\r\n"
+	for _, mechanism := range d.talk.Mechanisms() {
+		answer += mechanism + "\r\n"
 	}
-	return d.talk.Say("+OK\r\nPLAIN\r\n.\r\n")
+	return d.talk.Say(answer + ".\r\n")
 }
 
 func (d *dialogue) authenticate(argument string) (*prelogin.Login, error) {
-	mechanism, initial, given := strings.Cut(argument, " ")
-	if !sasl.IsPlain(mechanism) {
+	mechanism, response, given := strings.Cut(argument, " ")
+	mechanism = strings.ToUpper(mechanism)
+	switch d.talk.Offer(mechanism) {
+	case prelogin.Unknown:
 		return nil, d.talk.Say("-ERR Unsupported authentication mechanism.\r\n")
-	}
-	if !d.plaintext {
+	case prelogin.Private:
 		return nil, d.private()
 	}
-	response := []byte(initial)
-	if !given {
-		if err := d.talk.Say("+ \r\n"); err != nil {
-			return nil, err
+	var initial []byte
+	if given {
+		message, err := sasl.Decode([]byte(response))
+		if err != nil {
+			return nil, d.talk.Invalid("-ERR Invalid base64 data.\r\n")
 		}
-		var err error
-		if response, err = d.talk.Line(); err != nil {
-			return nil, err
-		}
-		if string(response) == "*" {
-			return nil, d.talk.Say("-ERR Authentication aborted by client.\r\n")
-		}
+		initial = append([]byte{}, message...)
 	}
-	message, err := sasl.Decode(response)
-	if err != nil {
+	login, err := d.talk.Authenticate(mechanism, initial)
+	switch {
+	case errors.Is(err, sasl.ErrAborted):
+		return nil, d.talk.Say("-ERR Authentication aborted by client.\r\n")
+	case errors.Is(err, sasl.ErrBase64):
 		return nil, d.talk.Invalid("-ERR Invalid base64 data.\r\n")
+	case errors.Is(err, sasl.ErrMessage):
+		return nil, d.talk.Invalid("-ERR Invalid " + mechanism + " message.\r\n")
 	}
-	plain, err := sasl.DecodePlain(message)
+	return login, err
+}
+
+// ask is one step of a SASL exchange.
+func (d *dialogue) ask(challenge []byte) ([]byte, error) {
+	if err := d.talk.Say("+ " + base64.StdEncoding.EncodeToString(challenge) + "\r\n"); err != nil {
+		return nil, err
+	}
+	response, err := d.talk.Line()
 	if err != nil {
-		return nil, d.talk.Invalid("-ERR Invalid PLAIN message.\r\n")
+		return nil, err
 	}
-	return &prelogin.Login{User: plain.Authcid, Password: plain.Password, Authzid: plain.Authzid, Mechanism: "PLAIN"}, nil
+	return sasl.Answer(response)
 }
 
 func (d *dialogue) private() error {

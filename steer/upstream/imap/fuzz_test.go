@@ -79,7 +79,7 @@ func FuzzCredentials(f *testing.F) {
 			authzid = ""
 		}
 		if err != nil || login.User != user || login.Password != password || login.Authzid != authzid || login.Tag != "a" || d.Residual() != nil {
-			t.Errorf("sent %q, read as %q, %v", sent, login, err)
+			t.Errorf("sent %q, read as %+v, %v", sent, login, err)
 		}
 	})
 }

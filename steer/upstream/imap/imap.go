@@ -3,7 +3,10 @@
 package imap
 
 import (
+	"bytes"
+	"cmp"
 	"context"
+	"encoding/base64"
 	"fmt"
 	"io"
 	"net"
@@ -37,6 +40,24 @@ func Login(ctx context.Context, conn net.Conn, credentials upstream.Credentials,
 	return upstream.Result{Reply: b.relay, Residual: b.Residual(), Capabilities: b.capabilities}, nil
 }
 
+// StartTLS changes a new connection to TLS, for Login.
+func StartTLS(ctx context.Context, conn net.Conn, limits upstream.Limits, handshake upstream.Handshake) (net.Conn, error) {
+	return upstream.StartTLS(ctx, conn, limits, handshake, "* OK after STARTTLS\r\n", func(r *prelogin.Reader) error {
+		b := &backend{Reader: r, conn: conn}
+		if err := b.greeting(); err != nil {
+			return err
+		}
+		if err := b.send(ownTag + " STARTTLS\r\n"); err != nil {
+			return err
+		}
+		reply, line, err := b.answer(ownTag)
+		if err == nil && (reply.tag != ownTag || reply.status != "OK") {
+			err = fmt.Errorf("%w: %s", upstream.ErrNoTLS, upstream.Excerpt(line))
+		}
+		return err
+	})
+}
+
 // backend is one login in progress.
 type backend struct {
 	*prelogin.Reader
@@ -45,6 +66,8 @@ type backend struct {
 	offered      []string // capabilities before login
 	capabilities []string // of the last list seen since the command was sent
 	relay        []byte   // what the client will see
+	challenge    []byte   // of a token that was not taken
+	first        string   // a command of ours that goes along with the next one
 }
 
 func (b *backend) login() error {
@@ -59,6 +82,9 @@ func (b *backend) login() error {
 	send, err := b.method()
 	if err != nil {
 		return err
+	}
+	if b.Forward != nil && b.offers("ID") {
+		b.first = ownTag + " ID " + b.Forward.ID() + "\r\n"
 	}
 	return upstream.Failed("log in", b.finish(send))
 }
@@ -102,6 +128,10 @@ func (b *backend) ask() error {
 func (b *backend) method() (send func() (reply, []byte, error), err error) {
 	plain, initial := b.offers("AUTH=PLAIN"), b.offers("SASL-IR")
 	switch {
+	case b.Token() && b.offers("AUTH="+b.Mechanism):
+		return func() (reply, []byte, error) { return b.token(initial) }, nil
+	case b.Token():
+		return nil, fmt.Errorf("%w: no AUTH=%s", upstream.ErrMechanism, b.Mechanism)
 	case plain && (initial || b.Delegated() || b.offers("LOGINDISABLED")):
 		return func() (reply, []byte, error) { return b.authenticate(initial) }, nil
 	case b.offers("LOGINDISABLED"):
@@ -125,14 +155,32 @@ func (b *backend) authenticate(initial bool) (reply, []byte, error) {
 	if err != nil {
 		return reply{}, nil, err
 	}
+	return b.respond("PLAIN", message, initial)
+}
+
+// respond sends the one message of a mechanism.
+func (b *backend) respond(mechanism string, message []byte, initial bool) (reply, []byte, error) {
 	response := sasl.Encode(message) + "\r\n"
 	if initial {
-		return b.exchange(b.Tag + " AUTHENTICATE PLAIN " + response)
+		return b.exchange(b.Tag + " AUTHENTICATE " + mechanism + " " + response)
 	}
-	if r, line, err := b.exchange(b.Tag + " AUTHENTICATE PLAIN\r\n"); err != nil || r.tag != "+" {
+	if r, line, err := b.exchange(b.Tag + " AUTHENTICATE " + mechanism + "\r\n"); err != nil || r.tag != "+" {
 		return r, line, err
 	}
 	return b.exchange(response)
+}
+
+// token sends the client's own message. A backend that does not take it says why in a challenge before its NO.
+func (b *backend) token(initial bool) (reply, []byte, error) {
+	r, line, err := b.respond(b.Mechanism, []byte(b.Message), initial)
+	if err != nil || r.tag != "+" {
+		return r, line, err
+	}
+	_, challenge, _ := bytes.Cut(line, []byte{' '})
+	if b.challenge, err = sasl.Decode(challenge); err != nil {
+		return r, line, fmt.Errorf("%w: %s", upstream.ErrReply, upstream.Excerpt(line))
+	}
+	return b.exchange(base64.StdEncoding.EncodeToString(sasl.Abandon(b.Mechanism)) + "\r\n")
 }
 
 func (b *backend) loginCommand(user, password string) (reply, []byte, error) {
@@ -176,7 +224,7 @@ func (b *backend) finish(send func() (reply, []byte, error)) error {
 		}
 		return nil
 	case "NO":
-		return &upstream.Rejected{Raw: append(slices.Clone(line), "\r\n"...), Kind: r.kind()}
+		return &upstream.Rejected{Raw: append(slices.Clone(line), "\r\n"...), Kind: r.kind(), Challenge: b.challenge}
 	default:
 		// BAD is about our command, and "+" is not expected any more: no words for the client in either.
 		return fmt.Errorf("%w: %s", upstream.ErrReply, upstream.Excerpt(line))
@@ -184,8 +232,17 @@ func (b *backend) finish(send func() (reply, []byte, error)) error {
 }
 
 func (b *backend) exchange(command string) (reply, []byte, error) {
-	if err := b.send(command); err != nil {
+	first := b.first
+	b.first = ""
+	if err := b.send(first + command); err != nil {
 		return reply{}, nil, err
+	}
+	if first != "" {
+		// Whatever it answers, the client hears nothing of it.
+		if r, line, err := b.answer(ownTag); err != nil || r.tag == "+" {
+			return r, line, cmp.Or(err, fmt.Errorf("%w: %s", upstream.ErrReply, upstream.Excerpt(line)))
+		}
+		b.capabilities, b.relay = nil, nil
 	}
 	return b.answer(b.Tag)
 }

@@ -5,6 +5,7 @@ package pop3
 import (
 	"bytes"
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
@@ -38,28 +39,57 @@ func Login(ctx context.Context, conn net.Conn, credentials upstream.Credentials,
 	return upstream.Result{Reply: final, Residual: b.Residual()}, nil
 }
 
+// StartTLS changes a new connection to TLS, for Login.
+func StartTLS(ctx context.Context, conn net.Conn, limits upstream.Limits, handshake upstream.Handshake) (net.Conn, error) {
+	return upstream.StartTLS(ctx, conn, limits, handshake, "+OK after STLS\r\n", func(r *prelogin.Reader) error {
+		b := &backend{Reader: r, conn: conn}
+		if _, err := b.greeting(); err != nil {
+			return err
+		}
+		_, err := b.exchange("STLS", positive)
+		var refused *upstream.Rejected
+		if errors.As(err, &refused) {
+			return fmt.Errorf("%w: %s", upstream.ErrNoTLS, upstream.Excerpt(refused.Raw))
+		}
+		return err
+	})
+}
+
 // backend is one login in progress.
 type backend struct {
 	*prelogin.Reader
 	upstream.Credentials
-	conn io.Writer
+	conn  io.Writer
+	first string // a command of ours that goes along with the next one
 }
 
 // login returns the final line with CRLF.
 func (b *backend) login() ([]byte, error) {
-	line, err := b.Line()
+	line, err := b.greeting()
 	if err != nil {
 		return nil, upstream.Failed("read the greeting", err)
 	}
-	if classify(line) != positive {
-		return nil, fmt.Errorf("%w: %s", upstream.ErrGreeting, upstream.Excerpt(line))
+	// Dovecot tells those whom it trusts so, to spare them a CAPA.
+	if b.Forward != nil && bytes.HasPrefix(line, []byte("+OK [XCLIENT]")) {
+		b.first = "XCLIENT " + b.Forward.XCLIENT(func(string) bool { return true }) + "\r\n"
 	}
-	if b.Delegated() {
+	switch {
+	case b.Token():
+		line, err = b.token()
+	case b.Delegated():
 		line, err = b.authenticate()
-	} else {
+	default:
 		line, err = b.userPass()
 	}
 	return line, upstream.Failed("log in", err)
+}
+
+func (b *backend) greeting() ([]byte, error) {
+	line, err := b.Line()
+	if err == nil && classify(line) != positive {
+		err = fmt.Errorf("%w: %s", upstream.ErrGreeting, upstream.Excerpt(line))
+	}
+	return line, err
 }
 
 func (b *backend) userPass() ([]byte, error) {
@@ -74,21 +104,59 @@ func (b *backend) authenticate() ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	// Not as an initial response: with it the line could exceed 255 bytes (RFC 5034 section 4).
-	if _, err := b.exchange("AUTH PLAIN", proceed); err != nil {
-		var refused *upstream.Rejected
-		if errors.As(err, &refused) { // it is the mechanism that was refused, not the user
-			return nil, fmt.Errorf("%w: %s", upstream.ErrMechanism, upstream.Excerpt(refused.Raw))
-		}
+	if err := b.choose("PLAIN"); err != nil {
 		return nil, err
 	}
 	return b.exchange(sasl.Encode(message), positive)
 }
 
+// choose names the mechanism. The message does not come along as an initial response: with it the line could exceed 255
+// bytes (RFC 5034 section 4).
+func (b *backend) choose(mechanism string) error {
+	_, err := b.exchange("AUTH "+mechanism, proceed)
+	var refused *upstream.Rejected
+	if errors.As(err, &refused) { // it is the mechanism that was refused, not the user
+		return fmt.Errorf("%w: %s", upstream.ErrMechanism, upstream.Excerpt(refused.Raw))
+	}
+	return err
+}
+
+// token sends the client's own message. A backend that does not take it says why in a challenge before its -ERR.
+func (b *backend) token() ([]byte, error) {
+	if err := b.choose(b.Mechanism); err != nil {
+		return nil, err
+	}
+	line, err := b.exchange(sasl.Encode([]byte(b.Message)), positive)
+	if !errors.Is(err, errProceed) {
+		return line, err
+	}
+	_, text, _ := bytes.Cut(bytes.TrimRight(line, "\r\n"), []byte{' '})
+	challenge, err := sasl.Decode(text)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %s", upstream.ErrReply, upstream.Excerpt(line))
+	}
+	line, err = b.exchange(base64.StdEncoding.EncodeToString(sasl.Abandon(b.Mechanism)), positive)
+	var refused *upstream.Rejected
+	if errors.As(err, &refused) {
+		refused.Challenge = challenge
+	}
+	return line, err
+}
+
+// errProceed is a challenge where a final answer was awaited; the line comes with it.
+var errProceed = fmt.Errorf("%w: challenge", upstream.ErrReply)
+
 // exchange sends a command and reads its answer, which must be of the given sort.
 func (b *backend) exchange(command string, want sort) ([]byte, error) {
-	if _, err := io.WriteString(b.conn, command+"\r\n"); err != nil {
+	first := b.first
+	b.first = ""
+	if _, err := io.WriteString(b.conn, first+command+"\r\n"); err != nil {
 		return nil, err
+	}
+	if first != "" {
+		if _, err := b.Line(); err != nil { // whatever it is, the client hears nothing of it
+			return nil, err
+		}
 	}
 	line, err := b.Line()
 	if err != nil {
@@ -100,6 +168,8 @@ func (b *backend) exchange(command string, want sort) ([]byte, error) {
 		return line, nil
 	case negative:
 		return nil, &upstream.Rejected{Raw: line, Kind: kind(line)}
+	case proceed:
+		return line, errProceed
 	default:
 		return nil, fmt.Errorf("%w: %s", upstream.ErrReply, upstream.Excerpt(line))
 	}

@@ -23,9 +23,16 @@ const (
 // Users are names worth trying: Dovecot takes any.
 var Users = [...]string{"fred", "frëd@example.org"}
 
-// Start runs Dovecot, in a namespace of its own, until the test ends. The function it returns connects to a port. It
-// skips the test when Dovecot is not installed or the test does not run as root.
+// Start is Run for a Dovecot without TLS that trusts nobody.
 func Start(t *testing.T) func(port uint16) (net.Conn, error) {
+	dial, _ := Run(t, "")
+	return dial
+}
+
+// Run runs Dovecot, in a namespace of its own, until the test ends; extra lines are added to its configuration. The
+// functions it returns connect to a port and read its log. It skips the test when Dovecot is not installed or the test
+// does not run as root.
+func Run(t *testing.T, extra string) (dial func(port uint16) (net.Conn, error), log func() string) {
 	t.Helper()
 	if err := dovecot.Available(); err != nil {
 		t.Skip(err)
@@ -46,7 +53,7 @@ func Start(t *testing.T) func(port uint16) (net.Conn, error) {
 	addr := netip.MustParseAddr("127.0.0.1")
 	s, err := dovecot.Start(ns, dir, []netip.Addr{addr}, dovecot.Options{
 		Password: Password, Master: Master, MasterPassword: MasterPassword,
-		Extra: "auth_username_chars =\n", // all
+		Extra: "auth_username_chars =\n" + extra, // all of them
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -59,7 +66,8 @@ func Start(t *testing.T) func(port uint16) (net.Conn, error) {
 			t.Logf("dovecot's log:\n%s", s.Log())
 		}
 	})
-	return func(port uint16) (net.Conn, error) {
+	dial = func(port uint16) (net.Conn, error) {
 		return ns.Dial(t.Context(), "tcp", nil, netip.AddrPortFrom(addr, port).String())
 	}
+	return dial, s.Log
 }
