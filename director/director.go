@@ -230,12 +230,26 @@ func (d *Director) emit(e Effect) { d.out = append(d.out, e) }
 
 func (d *Director) create(key Key, addr netip.Addr) *users.Entry {
 	e := d.users.Add(key, addr, d.now)
-	d.put(e)
+	if !d.config.Ring {
+		d.store(e) // nobody else could tell us of it after a restart
+	}
 	return e
 }
 
-// put stores an entry as it is now.
+// store keeps an entry beyond the life of the process from now on. Those that are only heard of are not kept: a
+// ring may have many times the users of one director, and tells them again.
+func (d *Director) store(e *users.Entry) {
+	if !e.Stored() {
+		e.SetStored()
+		d.put(e)
+	}
+}
+
+// put stores an entry as it is now, if it is one that is kept.
 func (d *Director) put(e *users.Entry) {
+	if !e.Stored() {
+		return
+	}
 	d.emit(EntryPut{
 		Key:         d.users.Key(e),
 		Host:        d.users.Host(e),
@@ -247,7 +261,9 @@ func (d *Director) put(e *users.Entry) {
 
 func (d *Director) drop(e *users.Entry) {
 	key := d.users.Key(e)
-	d.emit(EntryDrop{Key: key})
+	if e.Stored() {
+		d.emit(EntryDrop{Key: key})
+	}
 	d.users.Remove(e)
 	delete(d.ordered, key)
 }

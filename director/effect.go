@@ -24,7 +24,9 @@ type Refused struct {
 	Reason  error
 }
 
-// EntryPut: an entry was made or changed and is to be stored under its key. A mere refresh gives none.
+// EntryPut: an entry is to be stored under its key, as it is now. It comes before the first Assigned of the entry, and
+// when something in it has changed since; a mere refresh gives none. Entries of the ring that nobody here has asked for
+// are not stored.
 type EntryPut struct {
 	Key         Key
 	Host        netip.Addr

@@ -65,6 +65,9 @@ func (d *Director) lookup(l lookup) {
 		e = d.create(l.key, addr)
 		d.tellUser(e, false)
 	}
+	if !l.peek {
+		d.store(e) // before somebody builds on it
+	}
 	host, _ := d.hosts.Get(d.users.Host(e)) // there is one: evict leaves no entry behind
 	d.emit(Assigned{Request: l.id, Key: l.key, Host: host.Host, Epoch: e.Epoch(), Known: known})
 }

@@ -109,7 +109,6 @@ func (d *Director) restoreMoves() {
 		e := d.users.Get(o.Key)
 		if e == nil {
 			e = d.users.Add(o.Key, host.Addr, min(at, d.now))
-			d.put(e)
 			d.tellLater(e)
 		}
 		if d.users.Host(e) == host.Addr {

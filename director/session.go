@@ -26,6 +26,7 @@ func (d *Director) sessionStart(ev SessionStart) {
 		return
 	}
 	d.usedBy(e, ev.Epoch)
+	d.store(e)
 	if d.users.Start(e, ev.User) {
 		d.emit(NamePut{Key: ev.Key, User: ev.User})
 	}
@@ -84,6 +85,7 @@ func (d *Director) adopt(ev Adopt) {
 		// A time in the future (the clock was set back) would keep the entry for longer than its life.
 		at := min(d.now, a.LastRefresh.Sub(d.start))
 		e := d.users.Restore(a.Key, a.Host.Unmap(), a.Epoch, at)
+		e.SetStored()
 		for _, user := range a.Users {
 			d.users.Note(e, user)
 		}

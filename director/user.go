@@ -106,7 +106,6 @@ func (d *Director) heardUser(msg UserUpdate, handshake bool) {
 	switch {
 	case e == nil: // 4
 		e = d.users.Add(key, to, at)
-		d.put(e)
 		d.users.SetWeak(e, msg.Weak)
 		d.setOrdered(key, msg.Ordered)
 		if handshake && d.lately(msg.Ordered) {
@@ -288,7 +287,6 @@ func (d *Director) heardUserWeak(msg UserWeak, h Heard) {
 		return
 	case e == nil:
 		e = d.users.Add(key, to, d.now)
-		d.put(e)
 		d.users.SetWeak(e, true)
 	default:
 		if !d.weaken(e, to, d.now) {

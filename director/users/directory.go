@@ -49,6 +49,7 @@ const (
 	weak                    // see SetWeak
 	untold                  // see SetUntold
 	active                  // linked into the active list, not the idle one
+	stored                  // see SetStored
 )
 
 func (e *Entry) is(f flag) bool { return e.flags&f != 0 }
@@ -82,6 +83,12 @@ func (e *Entry) Untold() bool { return e.is(untold) }
 
 // SetUntold notes whether the ring may not know of the entry.
 func (e *Entry) SetUntold(on bool) { e.set(untold, on) }
+
+// Stored reports whether the entry is kept beyond the life of the process.
+func (e *Entry) Stored() bool { return e.is(stored) }
+
+// SetStored notes that the entry is kept beyond the life of the process.
+func (e *Entry) SetStored() { e.set(stored, true) }
 
 // Number returns the place of the entry, for At. After its removal the place may get another entry.
 func (e *Entry) Number() uint32 { return e.self }
