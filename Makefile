@@ -8,7 +8,7 @@ STATICCHECK = $(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 export GOTOOLCHAIN ?= local
 export CGO_ENABLED ?= 0
 
-.PHONY: help build install run test check bench soak test-dovecot24 fuzz generate deps clean
+.PHONY: help build install run test check bench bench-ring soak test-dovecot24 fuzz generate deps clean
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,10 @@ check: ## formatting, vet, staticcheck, generated files up to date
 
 bench: ## the benchmark of the lab: direct, tc, xdp, splice, copy side by side (root)
 	$(GO) test -run '^$$' -bench Site -benchtime 1x -timeout 60m ./cmd/usher
+
+bench-ring: ## a director of Dovecot 2.3 and Usher side by side in a ring (root), and what the director and its ring cost alone
+	$(GO) test -run '^$$' -bench '^BenchmarkRing$$' -benchtime 1x -timeout 5m ./cmd/usher
+	$(GO) test -run '^$$' -bench . -timeout 5m ./director ./director/ring
 
 soak: ## the simulation of rings with new seeds for SOAK (default 1h)
 	$(GO) test ./director/ring/sim -run TestSim -timeout 0 -for=$${SOAK:-1h}

@@ -162,21 +162,6 @@ func (d *demoRun) namespaces() map[string]bool {
 	return found
 }
 
-// usedNamespaces are those of all processes and threads.
-func usedNamespaces(t *testing.T) map[string]bool {
-	found := map[string]bool{}
-	links, err := filepath.Glob("/proc/[0-9]*/task/*/ns/net")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, link := range links {
-		if ns, err := os.Readlink(link); err == nil {
-			found[ns] = true
-		}
-	}
-	return found
-}
-
 // inOrder looks for parts of the output, one behind the other.
 func inOrder(t *testing.T, out string, parts ...string) {
 	t.Helper()
@@ -201,11 +186,9 @@ func TestDemo(t *testing.T) {
 	needNamespaces(t)
 	d := runDemo(t, false, "--for", "9s", "--users", "40")
 	d.start()
-	var seen map[string]bool
-	eventually(t, "the namespaces are there", func() bool {
-		seen = d.namespaces()
-		return len(seen) == 3
-	})
+	eventually(t, "the namespaces are there", func() bool { return len(d.namespaces()) == 3 })
+	// A namespace lives as long as a process or a mount: wait sees that none of either is left. (The numbers
+	// of these may be those of another test's by then.)
 	out := d.wait(0)
 	inOrder(t, out, "network namespaces", "mode tc",
 		"▸ log in", "✓ log in", "40 users, 120 sessions", "✓ hand over", "all 120 sessions",
@@ -214,11 +197,6 @@ func TestDemo(t *testing.T) {
 		"packets forwarded", "0 errors", "Everything that was shown was right.")
 	if strings.Contains(out, "✗") || strings.Contains(out, "\x1b") {
 		t.Errorf("a cross, or an escape sequence though this is no terminal:\n%s", out)
-	}
-	for ns := range usedNamespaces(t) {
-		if seen[ns] {
-			t.Errorf("namespace %s is still used", ns)
-		}
 	}
 }
 
