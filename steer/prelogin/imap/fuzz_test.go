@@ -8,40 +8,9 @@ import (
 
 	"usher/steer/internal/scriptconn"
 	"usher/steer/prelogin"
+	"usher/steer/prelogin/internal/dialoguetest"
 	"usher/steer/sasl"
 )
-
-// outcome is everything that a dialogue did, for comparing.
-type outcome struct {
-	logins  []prelogin.Login
-	written string
-	rest    string // residual and unread bytes behind the last attempt
-	err     string
-}
-
-// play runs a dialogue in which the attempt number `accepted` succeeds; 0: none does.
-func play(t *testing.T, conn *scriptconn.Conn, cfg prelogin.Config, accepted int) outcome {
-	t.Helper()
-	var o outcome
-	d := New(conn, cfg)
-	for {
-		login, err := d.Next(t.Context())
-		if err != nil {
-			o.err = err.Error()
-			break
-		}
-		o.logins = append(o.logins, login)
-		if len(o.logins) == accepted {
-			o.rest = string(d.Residual()) + conn.Unread()
-			break
-		}
-		if err := d.Refuse(prelogin.Refusal{Kind: prelogin.AuthFailed}); err != nil {
-			t.Fatal(err)
-		}
-	}
-	o.written = conn.Written()
-	return o
-}
 
 // However the bytes arrive, the dialogue is the same, and nothing behind the login is lost or doubled.
 func FuzzDialogue(f *testing.F) {
@@ -59,21 +28,9 @@ func FuzzDialogue(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, data []byte, size, accepted uint8) {
 		cfg := prelogin.Config{Mechanisms: sasl.Mechanisms, Limits: prelogin.Limits{Line: 128, Literal: 64, Bytes: 1024, Commands: 16}}
-		whole := play(t, scriptconn.New(string(data)), cfg, int(accepted))
-		if parts := play(t, scriptconn.Bytewise(int(size)+1, string(data)), cfg, int(accepted)); fmt.Sprint(whole) != fmt.Sprint(parts) {
-			t.Errorf("in one segment:\n%+v\nin segments of %d:\n%+v", whole, size+1, parts)
-		}
-		if !strings.HasSuffix(string(data), whole.rest) {
-			t.Errorf("rest %q is not the end of the input", whole.rest)
-		}
-		for _, l := range whole.logins {
-			if l.User == "" || l.Tag == "" || !sasl.Allowed(l.User+l.Password+l.Authzid+l.Tag) {
-				t.Errorf("login %+v", l)
-			}
-		}
-		if !strings.HasSuffix(whole.written, "\r\n") || strings.ContainsAny(strings.ReplaceAll(whole.written, "\r\n", ""), "\r\n\x00") {
-			t.Errorf("answers %q are not lines", whole.written)
-		}
+		dialoguetest.However(t, New, cfg, data, int(size)+1, int(accepted), func(l prelogin.Login) bool {
+			return l.User != "" && l.Tag != "" && sasl.Allowed(l.User+l.Password+l.Authzid+l.Tag)
+		})
 	})
 }
 

@@ -1,8 +1,8 @@
 package submission
 
 import (
-	"fmt"
 	"io"
+	"net"
 	"strings"
 	"testing"
 
@@ -10,42 +10,15 @@ import (
 
 	"usher/steer/internal/scriptconn"
 	"usher/steer/prelogin"
+	"usher/steer/prelogin/internal/dialoguetest"
 	"usher/steer/sasl"
 )
 
 const greeting = "220 mx.test ESMTP Usher ready.\r\n"
 
-// outcome is everything that a dialogue did, for comparing.
-type outcome struct {
-	logins  []prelogin.Login
-	written string
-	rest    string // residual and unread bytes behind the last attempt
-	err     string
-}
-
-// play runs a dialogue in which the attempt number `accepted` succeeds; 0: none does.
-func play(t *testing.T, conn *scriptconn.Conn, cfg prelogin.Config, accepted int) outcome {
-	t.Helper()
-	var o outcome
+func open(conn net.Conn, cfg prelogin.Config) prelogin.Dialogue {
 	cfg.Name = "mx.test"
-	d := New(conn, cfg)
-	for {
-		login, err := d.Next(t.Context())
-		if err != nil {
-			o.err = err.Error()
-			break
-		}
-		o.logins = append(o.logins, login)
-		if len(o.logins) == accepted {
-			o.rest = string(d.Residual()) + conn.Unread()
-			break
-		}
-		if err := d.Refuse(prelogin.Refusal{Kind: prelogin.AuthFailed}); err != nil {
-			t.Fatal(err)
-		}
-	}
-	o.written = conn.Written()
-	return o
+	return New(conn, cfg)
 }
 
 // Each attempt is refused, so that the dialogue goes on to the end of the input.
@@ -87,12 +60,12 @@ func TestDialogue(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			conn := scriptconn.New(tt.in)
-			o := play(t, conn, tt.cfg, 0)
+			o := dialoguetest.Play(t, open, conn, tt.cfg, 0)
 			if tt.err == nil {
 				tt.err = io.EOF
 			}
-			if diff := cmp.Diff(tt.logins, o.logins); diff != "" || o.err != tt.err.Error() || o.written != greeting+tt.out {
-				t.Errorf("%s %s\n%s", o.err, diff, conn.Dialogue())
+			if diff := cmp.Diff(tt.logins, o.Logins); diff != "" || o.Err != tt.err.Error() || o.Written != greeting+tt.out {
+				t.Errorf("%s %s\n%s", o.Err, diff, conn.Dialogue())
 			}
 		})
 	}
@@ -109,20 +82,8 @@ func FuzzDialogue(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, data []byte, size, accepted uint8) {
 		cfg := prelogin.Config{Mechanisms: sasl.Mechanisms, Limits: prelogin.Limits{Line: 128, Bytes: 1024, Commands: 16}}
-		whole := play(t, scriptconn.New(string(data)), cfg, int(accepted))
-		if parts := play(t, scriptconn.Bytewise(int(size)+1, string(data)), cfg, int(accepted)); fmt.Sprint(whole) != fmt.Sprint(parts) {
-			t.Errorf("in one segment:\n%+v\nin segments of %d:\n%+v", whole, size+1, parts)
-		}
-		if !strings.HasSuffix(string(data), whole.rest) {
-			t.Errorf("rest %q is not the end of the input", whole.rest)
-		}
-		for _, l := range whole.logins {
-			if l.User == "" || l.Hello == "" || !sasl.Allowed(l.User+l.Password+l.Authzid+l.Hello) {
-				t.Errorf("login %+v", l)
-			}
-		}
-		if !strings.HasSuffix(whole.written, "\r\n") || strings.ContainsAny(strings.ReplaceAll(whole.written, "\r\n", ""), "\r\n\x00") {
-			t.Errorf("answers %q are not lines", whole.written)
-		}
+		dialoguetest.However(t, open, cfg, data, int(size)+1, int(accepted), func(l prelogin.Login) bool {
+			return l.User != "" && l.Hello != "" && sasl.Allowed(l.User+l.Password+l.Authzid+l.Hello)
+		})
 	})
 }
